@@ -1,0 +1,1 @@
+"""Live Storage vMotion: moving a running VM's disks between datastores. Stands on `vmfs` and `thin`."""

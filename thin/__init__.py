@@ -1,0 +1,1 @@
+"""VMDK images: descriptors and flat extents, thin and extendable. Pure: stands on nobody in this project."""
