@@ -1,0 +1,225 @@
+"""Every error that `vmfs` raises: one class each, with the exit code and the errno it becomes.
+
+A message names the object and says what to do. The faces map an error in one place each: the CLI exits with
+`exit_code`, FUSE answers `-errno`, a REST route picks its status from the class.
+
+Exit codes: 1: the operation was tried and failed; 2: it could not be tried (a wrong argument, a wrong
+device, a format that this version does not know), and nothing was changed.
+"""
+
+from __future__ import annotations
+
+from errno import EBUSY, EINVAL, EIO, ENAMETOOLONG, ENOSPC, EROFS
+
+EXIT_FAILED = 1
+EXIT_NOT_TRIED = 2
+
+
+class VmfsError(Exception):
+    """The root of them all. Raise a subclass; catch this only where errors become exit codes or errnos."""
+
+    exit_code: int = EXIT_FAILED
+    errno: int = EIO
+
+
+# -- devices ---------------------------------------------------------------------------------------
+
+
+class DeviceError(VmfsError):
+    """The storage failed an operation, or did less than it was asked to."""
+
+    def __init__(self, device: str, operation: str, offset: int, length: int, reason: str) -> None:
+        super().__init__(f"{device}: {operation} of {length} bytes at byte {offset} failed: {reason}")
+        self.device = device
+        self.operation = operation
+        self.offset = offset
+        self.length = length
+
+
+class DeviceNotUsable(VmfsError):
+    """A path cannot serve as a device: missing, of the wrong kind, not permitted, or without direct I/O."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, spec: str, reason: str) -> None:
+        super().__init__(f"{spec}: {reason}")
+        self.spec = spec
+
+
+class DeviceBusy(VmfsError):
+    """Someone else uses the device in a way that excludes us."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EBUSY
+
+    def __init__(self, device: str, by: str) -> None:
+        super().__init__(f"{device} is in use by {by}; release it there first")
+        self.device = device
+
+
+class DeviceGone(VmfsError):
+    """A device, or an extent of a volume, is not there (any more)."""
+
+    def __init__(self, what: str, hint: str = "make it visible to this host again and retry") -> None:
+        super().__init__(f"{what} is not there; {hint}")
+        self.what = what
+
+
+class DeviceReadOnly(VmfsError):
+    """A write to a device that was opened for reading only."""
+
+    errno = EROFS
+
+    def __init__(self, device: str, operation: str) -> None:
+        super().__init__(f"{device} was opened read-only; {operation} refused")
+        self.device = device
+
+
+class OutOfRange(VmfsError):
+    """A range that does not lie within the device."""
+
+    errno = EINVAL
+
+    def __init__(self, device: str, offset: int, length: int, size_bytes: int) -> None:
+        super().__init__(f"{device}: {length} bytes at byte {offset} are not within its {size_bytes} bytes")
+        self.device = device
+        self.offset = offset
+        self.length = length
+
+
+class MisalignedIO(VmfsError):
+    """An offset or length that is no multiple of the logical sector, or that a call does not allow."""
+
+    errno = EINVAL
+
+    def __init__(self, device: str, offset: int, length: int, rule: str) -> None:
+        super().__init__(f"{device}: {length} bytes at byte {offset}: {rule}")
+        self.device = device
+        self.offset = offset
+        self.length = length
+
+
+class LockMethodUnusable(VmfsError):
+    """The volume's way to compare and write does not work on this device as this host sees it."""
+
+    exit_code = EXIT_NOT_TRIED
+
+    def __init__(self, device: str, wanted: str, usable: str) -> None:
+        super().__init__(
+            f"{device}: the volume locks by {wanted}, which this host cannot use (usable: {usable}); "
+            "hosts that lock by different methods do not exclude each other: reach the volume another way"
+        )
+        self.device = device
+        self.wanted = wanted
+
+
+# -- volumes and mounts ----------------------------------------------------------------------------
+
+
+class NotAVmfsMount(VmfsError):
+    """A path that lies in no mounted Azekura VMFS volume."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is not in a mounted volume; `vmfsctl list` shows what is mounted here")
+        self.path = path
+
+
+class NotAVolume(VmfsError):
+    """A device that holds no volume of ours."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, device: str, found: str) -> None:
+        super().__init__(f"{device} holds no Azekura VMFS volume: {found}")
+        self.device = device
+        self.found = found
+
+
+class UnsupportedFormat(VmfsError):
+    """A volume whose version or feature flags this version of the program does not know."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, device: str, detail: str) -> None:
+        super().__init__(f"{device}: {detail}; use a version of Azekura that knows it")
+        self.device = device
+
+
+class DamagedBlock(VmfsError):
+    """A block that is not what its address, type and checksum say."""
+
+    def __init__(self, address: int, what: str) -> None:
+        super().__init__(f"damaged block at volume address {address:#x}: {what}; run `vmfsctl check`")
+        self.address = address
+        self.what = what
+
+
+class VolumeInUse(VmfsError):
+    """An operation that wants the volume for itself while a host has it mounted."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EBUSY
+
+    def __init__(self, volume: str, by: str) -> None:
+        super().__init__(f"volume {volume} is in use by {by}; unmount it there first")
+        self.volume = volume
+
+
+class HostNameInUse(VmfsError):
+    """A second live mount under one host name."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EBUSY
+
+    def __init__(self, host: str, volume: str, holder: str) -> None:
+        super().__init__(
+            f"volume {volume} is already mounted by a host named {host} ({holder}); "
+            "give this mount another --host name"
+        )
+        self.host = host
+        self.volume = volume
+
+
+class LeaseLost(VmfsError):
+    """This host could not renew its heartbeat in time: it submits nothing more under this incarnation."""
+
+    def __init__(self, volume: str, detail: str) -> None:
+        super().__init__(f"volume {volume}: this host's lease is lost: {detail}; unmount and mount it again")
+        self.volume = volume
+
+
+class LockedByOther(VmfsError):
+    """A lock that another live host holds."""
+
+    errno = EBUSY
+
+    def __init__(self, what: str, holder: str) -> None:
+        super().__init__(f"{what} is locked by host {holder}; close it there, or wait")
+        self.what = what
+        self.holder = holder
+
+
+class NoSpace(VmfsError):
+    """No room for what was asked."""
+
+    errno = ENOSPC
+
+    def __init__(self, where: str, wanted: str) -> None:
+        super().__init__(f"{where} is full: no room for {wanted}; delete files or extend the volume")
+        self.where = where
+
+
+class NameTooLong(VmfsError):
+    """A name longer than the format allows."""
+
+    errno = ENAMETOOLONG
+
+    def __init__(self, name: str, limit_bytes: int) -> None:
+        super().__init__(f"the name {name[:32]!r}... has more than {limit_bytes} bytes; choose a shorter one")
+        self.name = name
