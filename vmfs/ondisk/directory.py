@@ -4,7 +4,7 @@ Owner = the directory's map id; role = the bucket's number. Covered by the direc
 (see `vmfs.ondisk.node`) leads from bucket numbers to the buckets' first blocks.
 
 An entry's hash is XXH3-64 of its name, seeded with the directory's own seed. With a level L and a split point S in the
-inode, the bucket of hash h is h mod 2^L, or h mod 2^(L+1) where that first result is below S. There are 2^L + S buckets.
+inode, the bucket of hash h is h mod 2^L, or h mod 2^(L+1) where that first result is below S: 2^L + S buckets.
 
 Layout after the common header:
 

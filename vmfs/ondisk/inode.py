@@ -160,6 +160,9 @@ def parse(block: bytes | memoryview, number: int, volume: bytes) -> Inode:
     root = array("Q")
     root.frombytes(block[_ROOT:_TAIL])
     tail = bytes(block[_TAIL : _TAIL + xattr_bytes + inline_bytes])
-    return Inode(
-        number, *f[:26], root, _parse_xattrs(tail[:xattr_bytes], address), tail[xattr_bytes:], header.generation
-    )
+    inode = Inode(number, *f[:26])
+    inode.root = root
+    inode.xattrs = _parse_xattrs(tail[:xattr_bytes], address)
+    inode.inline = tail[xattr_bytes:]
+    inode.generation = header.generation
+    return inode

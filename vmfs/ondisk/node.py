@@ -49,7 +49,9 @@ def span(level: int) -> int:
     return int(POINTERS_PER_NODE**level)
 
 
-def pack(pointers: array[int], *, address: int, volume: bytes, map_id: int, level: int, index: int, generation: int) -> bytes:
+def pack(
+    pointers: array[int], *, address: int, volume: bytes, map_id: int, level: int, index: int, generation: int
+) -> bytes:
     """A node's image."""
     block = bytearray(METADATA_BLOCK_BYTES)
     block[HEADER_BYTES:] = pointers.tobytes()
@@ -60,7 +62,9 @@ def pack(pointers: array[int], *, address: int, volume: bytes, map_id: int, leve
     return bytes(block)
 
 
-def parse(block: bytes | memoryview, address: int, volume: bytes, map_id: int, level: int, index: int) -> tuple[array[int], int]:
+def parse(
+    block: bytes | memoryview, address: int, volume: bytes, map_id: int, level: int, index: int
+) -> tuple[array[int], int]:
     """The pointers of the node at `address` and its generation. Raises DamagedBlock."""
     header = open_block(block, BlockType.NODE, address=address, volume=volume, owner=map_id)
     if header.role != level << 56 | index:

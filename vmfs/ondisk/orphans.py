@@ -41,7 +41,9 @@ def pack(
     return bytes(block)
 
 
-def parse(block: bytes | memoryview, address: int, volume: bytes, slot: int) -> tuple[dict[tuple[int, int], OrphanKind], int]:
+def parse(
+    block: bytes | memoryview, address: int, volume: bytes, slot: int
+) -> tuple[dict[tuple[int, int], OrphanKind], int]:
     """The list and the block's generation. Raises DamagedBlock."""
     header = open_block(block, BlockType.ORPHANS, address=address, volume=volume)
     count, _ = _COUNT.unpack_from(block, 64)

@@ -217,9 +217,9 @@ def parse(block: bytes, address: int, device: str) -> Superblock:
     f = _BASE.unpack_from(block, _BASE_OFFSET)
     version, incompat = f[0], f[4]
     if version != FORMAT_VERSION:
-        raise UnsupportedFormat(device, f"the volume has format version {version}, this program knows {FORMAT_VERSION}")
-    if incompat & ~KNOWN_INCOMPAT:
-        raise UnsupportedFormat(device, f"the volume uses unknown incompatible features {incompat & ~KNOWN_INCOMPAT:#x}")
+        raise UnsupportedFormat(device, f"the volume has format version {version}, not {FORMAT_VERSION}")
+    if unknown := incompat & ~KNOWN_INCOMPAT:
+        raise UnsupportedFormat(device, f"the volume uses unknown incompatible features {unknown:#x}")
     if f[8] != METADATA_BLOCK_BYTES:
         raise UnsupportedFormat(device, f"the volume has metadata blocks of {f[8]} bytes")
     extent_count, segment_count = min(f[13], MAX_EXTENTS + 1), min(f[14], MAX_SEGMENTS + 1)
