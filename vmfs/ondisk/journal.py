@@ -1,11 +1,12 @@
 """A slot's journal: whole metadata blocks, written here and flushed before they are written in place.
 
-`journal_bytes` a slot, at the superblock's `journals_address` + slot * journal_bytes. Block 0 is the journal's header,
-the others are a ring of records. Covered by the slot: only its live incarnation, or its recoverer, writes it.
+`journal_bytes` a slot, at the superblock's `journals_address` + slot * journal_bytes. Blocks 0 and 1 hold the journal's
+header, written in turns so that a torn one leaves the other; the valid one of the highest incarnation, then generation,
+counts. The other blocks are a ring of records. Covered by the slot: only its live incarnation, or its recoverer, writes.
 
 Header block (role = slot), after the common header:
 
-    64  incarnation u64, sequence of the oldest record needed u64, its position in the ring (blocks from 1) u32
+    64  incarnation u64, sequence of the oldest record needed u64, its position (its block number, from 2) u32
 
 A record is one write: descriptor blocks, then as many block images as they list. It lies within the ring without a
 break (a record that would not fit before the end of the ring starts again at its beginning; the descriptor carries its
@@ -44,6 +45,7 @@ _DESCRIPTOR: Final = struct.Struct("<HHHHIIII")
 _ENTRY: Final = struct.Struct("<4Q")
 _ENTRIES: Final = 88
 ENTRIES_PER_DESCRIPTOR: Final = (METADATA_BLOCK_BYTES - _ENTRIES) // _ENTRY.size
+HEADER_BLOCKS: Final = 2
 MAX_RECORD_IMAGES: Final = 8192  # a bound for what is read before it is verified
 
 
@@ -85,24 +87,48 @@ class JournalHeader:
     incarnation: int
     tail_sequence: int
     tail_position: int
+    generation: int
 
-    def pack(self, address: int, volume: bytes, generation: int) -> bytes:
-        """The header block's image."""
+    def pack(self, journal_address: int, copy: int, volume: bytes) -> bytes:
+        """The image of header block `copy` (0 or 1)."""
         block = bytearray(METADATA_BLOCK_BYTES)
         _HEADER.pack_into(block, 64, self.incarnation, self.tail_sequence, self.tail_position)
         seal(
-            block, BlockType.JOURNAL_HEADER, address=address, generation=generation, volume=volume, role=self.slot
-        )
+            block, BlockType.JOURNAL_HEADER, address=journal_address + copy * METADATA_BLOCK_BYTES,
+            generation=self.generation, volume=volume, role=self.slot,
+        )  # fmt: skip
         return bytes(block)
 
 
-def parse_header(block: bytes | memoryview, address: int, volume: bytes, slot: int, ring_blocks: int) -> JournalHeader:
-    """Decode a journal's header block. Raises DamagedBlock."""
+def _parse_header(block: bytes | memoryview, address: int, volume: bytes, slot: int, blocks: int) -> JournalHeader:
     header = open_block(block, BlockType.JOURNAL_HEADER, address=address, volume=volume)
     incarnation, sequence, position = _HEADER.unpack_from(block, 64)
-    if header.role != slot or not 1 <= position <= ring_blocks:
+    if header.role != slot or not HEADER_BLOCKS <= position < blocks:
         raise DamagedBlock(address, f"journal header of slot {header.role}, position {position}")
-    return JournalHeader(slot, incarnation, sequence, position)
+    return JournalHeader(slot, incarnation, sequence, position, header.generation)
+
+
+def parse_header(
+    journal: bytes | memoryview, journal_address: int, volume: bytes, slot: int, blocks: int
+) -> JournalHeader:
+    """The header that counts, of a journal of `blocks` blocks (`journal` holds its first two blocks at least).
+
+    Raises:
+        DamagedBlock: neither copy is valid.
+    """
+    found: list[JournalHeader] = []
+    problem: DamagedBlock | None = None
+    for copy in range(HEADER_BLOCKS):
+        at = copy * METADATA_BLOCK_BYTES
+        try:
+            block = journal[at : at + METADATA_BLOCK_BYTES]
+            found.append(_parse_header(block, journal_address + at, volume, slot, blocks))
+        except DamagedBlock as e:
+            problem = problem or e
+    if not found:
+        assert problem is not None
+        raise problem
+    return max(found, key=lambda h: (h.incarnation, h.generation))
 
 
 def record_blocks(images: int, revokes: int) -> int:
@@ -151,16 +177,16 @@ def _parse_entries(blocks: Sequence[memoryview], images: int, revokes: int) -> l
 def parse_record(
     ring: memoryview, position: int, *, journal_address: int, volume: bytes, slot: int, incarnation: int, sequence: int
 ) -> tuple[Record, int] | None:
-    """The record `sequence` at `position` of the journal (`ring` holds all of it, header included), and its blocks.
+    """The record `sequence` at `position` of the journal (`ring` holds all of it, headers included), and its blocks.
 
     None when no whole record of that incarnation and sequence lies there: the journal ends.
     """
     size = METADATA_BLOCK_BYTES
-    ring_blocks = len(ring) // size - 1
+    blocks = len(ring) // size
 
     def descriptor(index: int) -> tuple[int, ...] | None:
         at = position + index
-        if at > ring_blocks:
+        if at >= blocks:
             return None
         block = ring[at * size : (at + 1) * size]
         try:
@@ -181,7 +207,7 @@ def parse_record(
     total = count + images
     if own_position != position or images > MAX_RECORD_IMAGES or count != descriptor_blocks(images, revokes):
         return None
-    if position + total - 1 > ring_blocks:
+    if position + total > blocks:
         return None
     for index in range(1, count):
         again = descriptor(index)
