@@ -1,12 +1,13 @@
-"""`vmfsctl disk create`, `vmfsctl disk info`, `vmfsctl extend disk`: faces of `thin.disk`, with no logic of their own."""
+"""`vmfsctl disk create`, `vmfsctl disk info`, `vmfsctl extend disk`: faces of `thin.disk`, without logic."""
 
 from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
@@ -17,6 +18,9 @@ from thin.errors import ThinError
 from thin.flat import Progress
 from thin.size import format_size, parse_change, parse_size
 
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar  # click exports its class to nobody
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -26,7 +30,7 @@ class DiskCommandError(click.ClickException):
 
     def __init__(self, error: ThinError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click reads it from the instance
 
 
 def _reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -128,24 +132,26 @@ def extend_disk(path: str, size: str, dry_run: bool, yes: bool, as_json: bool) -
 @contextmanager
 def _progress(label: str) -> Iterator[Progress]:
     """A progress bar on standard error that appears at the first report, and only on a terminal."""
-    bar = None
+    stream = sys.stderr
+    if not stream.isatty():
+        yield lambda done, total: None
+        return
     reported = 0
+    with ExitStack() as shown:
+        bar: ProgressBar[int] | None = None
 
-    def report(done: int, total: int) -> None:
-        nonlocal bar, reported
-        if bar is None:
-            # Steps of at least 1/200: a redraw per MiB would cost more than the writing.
-            stream = click.get_text_stream("stderr")
-            bar = click.progressbar(length=total, label=label, file=stream, update_min_steps=max(1, total // 200))
-            bar.__enter__()
-        bar.update(done - reported)
-        reported = done
+        def report(done: int, total: int) -> None:
+            nonlocal bar, reported
+            if bar is None:
+                # Steps of 1/200: a redraw at every MiB would cost more than writing it.
+                step = max(1, total // 200)
+                bar = shown.enter_context(
+                    click.progressbar(length=total, label=label, file=stream, update_min_steps=step)
+                )
+            bar.update(done - reported)
+            reported = done
 
-    try:
         yield report
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
 
 
 def _show(found: DiskInfo, as_json: bool) -> None:
