@@ -114,6 +114,16 @@ class LockMethodUnusable(VmfsError):
         self.wanted = wanted
 
 
+class CannotIdentify(VmfsError):
+    """What a device holds could not be found out, so nothing may be assumed of it."""
+
+    exit_code = EXIT_NOT_TRIED
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"{device}: cannot find out what it holds: {reason}")
+        self.device = device
+
+
 # -- volumes and mounts ----------------------------------------------------------------------------
 
 
