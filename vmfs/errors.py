@@ -9,7 +9,7 @@ device, a format that this version does not know), and nothing was changed.
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL, EIO, ENAMETOOLONG, ENOSPC, EROFS
+from errno import EAGAIN, EBUSY, EDEADLK, EINVAL, EIO, ENAMETOOLONG, ENOSPC, EROFS, ESHUTDOWN, EUSERS
 
 EXIT_FAILED = 1
 EXIT_NOT_TRIED = 2
@@ -233,3 +233,93 @@ class NameTooLong(VmfsError):
     def __init__(self, name: str, limit_bytes: int) -> None:
         super().__init__(f"the name {name[:32]!r}... has more than {limit_bytes} bytes; choose a shorter one")
         self.name = name
+
+
+# -- cluster: slots, leases, locks -----------------------------------------------------------------
+
+
+class TimersRefused(VmfsError):
+    """Timers under which two hosts could believe that they hold the same lock, or that cannot be kept."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"these heartbeat timers are refused: {problem}; choose another lease or heartbeat interval")
+
+
+class BadHostName(VmfsError):
+    """A host name that a heartbeat slot cannot carry, or a host that cannot be told from others."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"the host name {name[:80]!r} cannot be used: {problem}; give this mount another --host name")
+        self.name = name
+
+
+class NoFreeSlot(VmfsError):
+    """As many hosts have the volume mounted, or died on it, as it has heartbeat slots."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EUSERS
+
+    def __init__(self, volume: str, slots: int, detail: str) -> None:
+        super().__init__(
+            f"volume {volume}: none of its {slots} heartbeat slots is free ({detail}); "
+            "unmount it on a host, or mount it on one of the hosts that died, so that its slot is recovered"
+        )
+        self.volume = volume
+
+
+class SlotNotDead(VmfsError):
+    """A recovery, or a step of one, that the slot's state does not allow."""
+
+    errno = EBUSY
+
+    def __init__(self, volume: str, slot: int, detail: str) -> None:
+        super().__init__(f"volume {volume}: heartbeat slot {slot} cannot be recovered now: {detail}; try again later")
+        self.volume = volume
+        self.slot = slot
+
+
+class LeaseExpired(VmfsError):
+    """This host's heartbeat is late, so it submits nothing. It goes on by itself once a heartbeat lands in time."""
+
+    def __init__(self, volume: str) -> None:
+        super().__init__(
+            f"volume {volume}: this host's heartbeat is late and its lease has run out; "
+            "look at the storage's response times, I/O goes on when a heartbeat lands"
+        )
+        self.volume = volume
+
+
+class RequestsFull(VmfsError):
+    """This host already asks as much of others as its slot has room for."""
+
+    errno = EAGAIN
+
+    def __init__(self, volume: str, limit: int) -> None:
+        super().__init__(f"volume {volume}: {limit} requests to other hosts are under way; try again later")
+        self.volume = volume
+
+
+class LockUpgradeRefused(VmfsError):
+    """A thread that holds a lock shared wants it exclusively: it must unpin the shared tenure first (R12)."""
+
+    errno = EDEADLK
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is held shared by the thread that wants it exclusively; unpin it first")
+        self.what = what
+
+
+class MountClosing(VmfsError):
+    """An operation on a mount that is being ended."""
+
+    errno = ESHUTDOWN
+
+    def __init__(self, volume: str) -> None:
+        super().__init__(f"volume {volume} is being unmounted here; mount it again to go on")
+        self.volume = volume
