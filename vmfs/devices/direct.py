@@ -22,7 +22,7 @@ from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable, DeviceReadOnly
 SECTOR_BYTES_ALLOWED = (512, 4096)  # the two that disks have; the on-disk format is laid out for both
 BOUNCE_BYTES = 1 << 20  # one FUSE request of the largest size; kept by each thread that transfers unaligned memory
 
-_GONE = (errno.ENODEV, errno.ENXIO, errno.EBADF)
+_GONE = (errno.ENODEV, errno.ENXIO)
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,8 @@ class DirectDevice(abc.ABC):
     """An open O_DIRECT descriptor as a `contract.Device`.
 
     Thread-safe without a lock of its own: transfers carry their offset, and `compare_and_write` is excluded by
-    `OfdRangeLock`. After `close` every transfer fails (the descriptor's number may be another file's by then).
+    `OfdRangeLock`. After `close` every call raises DeviceGone (the descriptor's number may be another file's by
+    then).
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class DirectDevice(abc.ABC):
 
     def refresh_size(self) -> int:
         with self._named("size query", 0, 0):
-            measured = self._measure_bytes(self._fd)
+            measured = self._measure_bytes(self._live_fd())
         self._size_bytes = measured - measured % self._logical_block_bytes
         return self._size_bytes
 
@@ -145,12 +146,13 @@ class DirectDevice(abc.ABC):
 
     def flush(self) -> None:
         with self._named("flush", 0, self._size_bytes):
-            os.fdatasync(self._fd)
+            os.fdatasync(self._live_fd())
 
     def compare_and_write(self, offset: int, old: bytes, new: bytes) -> bool:
         check_compare_and_write(self, offset, old, new)
         if self._read_only:
             raise DeviceReadOnly(self._name, "compare_and_write")
+        self._live_fd()
         with self._named("compare_and_write", offset, len(new)), self._locks[self._method].hold(offset, len(new)):
             if self.read(offset, len(old)) != old:
                 return False
@@ -163,7 +165,7 @@ class DirectDevice(abc.ABC):
             return True
         with self._named("discard", offset, length):
             try:
-                self._discard(self._fd, offset, length)
+                self._discard(self._live_fd(), offset, length)
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
@@ -176,7 +178,7 @@ class DirectDevice(abc.ABC):
             return
         with self._named("write_zeros", offset, length):
             try:
-                self._zero(self._fd, offset, length)
+                self._zero(self._live_fd(), offset, length)
                 return
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP:
@@ -187,7 +189,7 @@ class DirectDevice(abc.ABC):
             self._transfer_out(at, zeros[: offset + length - at])
 
     def fileno(self) -> int | None:
-        return self._fd
+        return self._live_fd()
 
     def lock_methods(self) -> tuple[LockMethod, ...]:
         return self._methods
@@ -206,6 +208,11 @@ class DirectDevice(abc.ABC):
             lock.close()
         os.close(fd)
 
+    def _live_fd(self) -> int:
+        if self._fd < 0:
+            raise DeviceGone(f"device {self._name}", "it was closed")
+        return self._fd
+
     def _check_change(self, operation: str, offset: int, length: int) -> None:
         check_range(self, offset, length)
         if self._read_only:
@@ -221,7 +228,7 @@ class DirectDevice(abc.ABC):
         done = 0
         while done < len(view):
             with self._named("read", offset + done, len(view) - done):
-                count = os.preadv(self._fd, [view[done:]], offset + done)
+                count = os.preadv(self._live_fd(), [view[done:]], offset + done)
             # A file that ends within a sector gives part of it; going on from there would be misaligned.
             count -= count % self._logical_block_bytes
             if count == 0:
@@ -233,7 +240,7 @@ class DirectDevice(abc.ABC):
         done = 0
         while done < len(view):
             with self._named("write", offset + done, len(view) - done):
-                count = os.pwritev(self._fd, [view[done:]], offset + done)
+                count = os.pwritev(self._live_fd(), [view[done:]], offset + done)
             count -= count % self._logical_block_bytes
             if count == 0:
                 raise DeviceError(self._name, "write", offset + done, len(view) - done, "nothing was written")

@@ -266,7 +266,7 @@ class FaultDevice:
 
     def _check_alive(self, operation: str, offset: int, length: int) -> None:
         if self._closed:
-            raise DeviceGone(f"device {self.name}")
+            raise DeviceGone(f"device {self.name}", "it was closed")
         if self._cut:
             raise DeviceError(self.name, operation, offset, length, "the power is cut")
         if any(offset < end and start < offset + length for start, end in self._plan.bad_ranges):

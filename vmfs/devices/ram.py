@@ -105,7 +105,7 @@ class RamDevice:
 
     def _check(self, offset: int, length: int) -> None:
         if not self._open:
-            raise DeviceGone(f"device {self.name}")
+            raise DeviceGone(f"device {self.name}", "it was closed")
         check_range(self, offset, length)
 
     def _check_change(self, operation: str, offset: int, length: int) -> None:
