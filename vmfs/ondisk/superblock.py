@@ -48,6 +48,12 @@ MAX_EXTENTS: Final = 32
 MAX_SEGMENTS: Final = 64
 MAX_SLOTS: Final = 256
 LABEL_MAX_BYTES: Final = 63
+MIN_BLOCK_BYTES: Final = 64 << 10
+MAX_BLOCK_BYTES: Final = 1 << 20  # a chunk head's bitmaps have room for 256 units
+MIN_GROUP_BLOCKS: Final = 64
+MAX_GROUP_BLOCKS: Final = 8192  # see `vmfs.ondisk.group`
+MIN_JOURNAL_BYTES: Final = 64 << 10
+MAX_JOURNAL_BYTES: Final = 64 << 20
 
 KNOWN_RO_COMPAT: Final = 0
 KNOWN_INCOMPAT: Final = 0
@@ -168,38 +174,75 @@ def backup_offset(extent_bytes: int) -> int:
     return (extent_bytes - BACKUP_FROM_END_BYTES) & ~0xFFFF
 
 
+def segment_data_start(segment: Segment, lock_block_bytes: int, block_bytes: int) -> int:
+    """The byte offset in its extent where the first block of a segment's first group lies."""
+    tables_end = segment.start + segment.group_count * (lock_block_bytes + METADATA_BLOCK_BYTES)
+    return -(-tables_end // block_bytes) * block_bytes
+
+
+def segment_end(segment: Segment, lock_block_bytes: int, block_bytes: int, blocks_per_group: int) -> int:
+    """The byte offset in its extent behind the last block of a segment's last group."""
+    blocks = (segment.group_count - 1) * blocks_per_group + segment.last_group_blocks
+    return segment_data_start(segment, lock_block_bytes, block_bytes) + blocks * block_bytes
+
+
 def _power_of_two(value: int, low: int, high: int) -> bool:
     return low <= value <= high and value & (value - 1) == 0
 
 
-def _check_geometry(sb: Superblock, address: int) -> None:
-    """Refuse values that no `format` writes: a damaged or forged superblock must not steer I/O anywhere else."""
-    sizes = [e.size_bytes for e in sb.extents]
-    ok = (
-        _power_of_two(sb.block_bytes, 4096, 1 << 24)
+def _sizes_possible(sb: Superblock) -> bool:
+    return (
+        _power_of_two(sb.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
         and sb.sector_bytes in (512, 4096)
-        and sb.lock_block_bytes % 4096 == 0
-        and 4096 <= sb.lock_block_bytes <= 64 << 10
+        and sb.lock_block_bytes % METADATA_BLOCK_BYTES == 0
+        # A chunk has room for its head and one inode with its lock block.
+        and METADATA_BLOCK_BYTES <= sb.lock_block_bytes <= min(64 << 10, sb.block_bytes - 2 * METADATA_BLOCK_BYTES)
         and 1 <= sb.max_hosts <= MAX_SLOTS
         and 1 <= len(sb.extents) <= MAX_EXTENTS
         and 1 <= len(sb.segments) <= MAX_SEGMENTS
-        and 64 <= sb.blocks_per_group <= 8192
-        and sb.journal_bytes % 4096 == 0
-        and 64 << 10 <= sb.journal_bytes <= 64 << 20
+        and MIN_GROUP_BLOCKS <= sb.blocks_per_group <= MAX_GROUP_BLOCKS
+        and sb.journal_bytes % METADATA_BLOCK_BYTES == 0
+        and MIN_JOURNAL_BYTES <= sb.journal_bytes <= MAX_JOURNAL_BYTES
         and sb.timers.lease_us >= 1
+        and sb.extent_index < len(sb.extents)
+        and all(e.size_bytes < 1 << 56 for e in sb.extents)
     )
+
+
+def _fixed_parts_possible(sb: Superblock) -> bool:
+    return (
+        (sb.superblock_lock, sb.probe_address) == (SUPERBLOCK_LOCK_OFFSET, PROBE_OFFSET)
+        and not (sb.slots_address | sb.orphans_address | sb.journals_address) % METADATA_BLOCK_BYTES
+        and sb.slots_address >= SLOTS_OFFSET
+        and sb.orphans_address >= sb.slots_address + sb.max_hosts * sb.lock_block_bytes
+        and sb.journals_address >= sb.orphans_address + sb.max_hosts * METADATA_BLOCK_BYTES
+    )
+
+
+def _segments_possible(sb: Superblock) -> bool:
+    # Where the next segment of each extent may begin; growing appends, so each extent's segments come in order.
+    free_from = [SUPERBLOCK_LOCK_OFFSET] * len(sb.extents)
+    free_from[0] = sb.journals_address + sb.max_hosts * sb.journal_bytes
     first = 0
     for s in sb.segments:
-        ok = ok and s.extent < len(sizes) and s.first_group == first and s.group_count >= 1
-        ok = ok and 1 <= s.last_group_blocks <= sb.blocks_per_group
+        if s.extent >= len(sb.extents) or s.first_group != first or s.group_count < 1:
+            return False
+        if s.start % METADATA_BLOCK_BYTES or s.start < free_from[s.extent]:
+            return False
+        if not 1 <= s.last_group_blocks <= sb.blocks_per_group:
+            return False
+        end = segment_end(s, sb.lock_block_bytes, sb.block_bytes, sb.blocks_per_group)
+        if end > sb.extents[s.extent].size_bytes:
+            return False
+        free_from[s.extent] = end
         first += s.group_count
-        blocks = (s.group_count - 1) * sb.blocks_per_group + s.last_group_blocks
-        tables = s.group_count * (sb.lock_block_bytes + METADATA_BLOCK_BYTES)
-        ok = ok and s.start + tables + blocks * sb.block_bytes <= sizes[s.extent]
-    fixed_end = sb.journals_address + sb.max_hosts * sb.journal_bytes
-    ok = ok and SLOTS_OFFSET <= sb.slots_address < sb.orphans_address < sb.journals_address
-    ok = ok and fixed_end <= sizes[0]
-    if not ok:
+    # The copy at the end of each extent lies behind everything else there.
+    return all(end <= backup_offset(e.size_bytes) for end, e in zip(free_from, sb.extents, strict=True))
+
+
+def _check_geometry(sb: Superblock, address: int) -> None:
+    """Refuse values that no `format` writes: a damaged or forged superblock must not steer I/O anywhere else."""
+    if not (_sizes_possible(sb) and _fixed_parts_possible(sb) and _segments_possible(sb)):
         raise DamagedBlock(address, "superblock: its geometry is impossible")
 
 
@@ -246,4 +289,6 @@ def parse(block: bytes, address: int, device: str) -> Superblock:
         compat=f[2], ro_compat=f[3], incompat=incompat,
     )  # fmt: skip
     _check_geometry(sb, address)
+    if f[33] != sb.extents[sb.extent_index].uuid.bytes:
+        raise DamagedBlock(address, "superblock: its extent's UUID is not the one in its table")
     return sb
