@@ -176,8 +176,10 @@ class FaultDevice:
         self._wait("write", offset, len(copy))
         with self._mutex:
             self._begin_write("write", offset, len(copy))
-            self._submit(offset, copy)
-            self._cut_when_due("write", offset, len(copy))
+            try:
+                self._submit(offset, copy)
+            finally:
+                self._cut_when_due("write", offset, len(copy))
 
     def flush(self) -> None:
         self._wait("flush", 0, 0)
@@ -197,13 +199,14 @@ class FaultDevice:
         self._wait("compare_and_write", offset, len(new))
         with self._mutex:
             self._begin_write("compare_and_write", offset, len(new))
-            if self._strikes(self._plan.write_error_rate):
+            try:
+                if not self._strikes(self._plan.write_error_rate):
+                    return self._swap(offset, old, new)
                 done = self._random.random() < 0.5 and self._swap(offset, old, new)
                 fate = "done" if done else "not done"
                 raise self._fault("compare_and_write", offset, len(new), f"injected EIO, {fate}")
-            done = self._swap(offset, old, new)
-            self._cut_when_due("compare_and_write", offset, len(new))
-            return done
+            finally:
+                self._cut_when_due("compare_and_write", offset, len(new))
 
     def discard(self, offset: int, length: int) -> bool:
         self._check_change("discard", offset, length)
