@@ -13,5 +13,5 @@ volume.
     notify.py      invalidations sent to the kernel
     errors.py      what can go wrong, with exit codes
 
-Stands on the standard library alone. Source: include/uapi/linux/fuse.h and fs/fuse of Linux 6.1 to 6.18.
-"""
+Stands on `vmfs.errors` and the standard library alone. Source: include/uapi/linux/fuse.h and fs/fuse of Linux
+6.1 to 6.18. """

@@ -259,6 +259,7 @@ class Negotiated:
     max_pages: bool
     killpriv_v2: bool
     abort_error: bool
+    cache_symlinks: bool
     setxattr_ext: bool
     init_ext: bool
     direct_io_allow_mmap: bool

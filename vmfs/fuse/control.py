@@ -1,0 +1,86 @@
+"""The pool of threads for everything that is not an inline READ or WRITE."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger("vmfs.fuse")
+
+Job = Callable[[], None]
+
+THREADS_MAX = 256
+"""Where growth ends: each thread beyond the base stands for one system call that waits in the file system.
+With as many waiting the volume is in trouble anyway, and the rest queues."""
+
+IDLE_S = 10.0
+"""How long a thread beyond the base waits for work before it ends."""
+
+
+class ControlPool:
+    """Runs jobs on `base` threads, and on more as long as all are busy; `submit` never waits.
+
+    One lock (`_lock`, with the condition `_wake`) guards the queue and the counts; no job runs under it.
+    """
+
+    def __init__(self, base: int, name: str, *, limit: int = THREADS_MAX) -> None:
+        self._base = base
+        self._limit = max(base, limit)
+        self._name = name
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._empty = threading.Condition(self._lock)
+        self._queue: deque[Job] = deque()
+        self._idle = 0
+        self._started = 0
+        self._alive = 0
+        self._closed = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; it must not raise. After `close` it is dropped: nobody is left to be answered."""
+        with self._lock:
+            if self._closed:
+                return
+            self._queue.append(job)
+            if self._idle >= len(self._queue) or self._alive >= self._limit:
+                self._wake.notify()
+                return
+            self._alive += 1
+            self._started += 1
+            number = self._started
+        threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True).start()
+
+    def close(self) -> None:
+        """Run what is queued, end all threads, and wait for them."""
+        with self._lock:
+            self._closed = True
+            self._wake.notify_all()
+            while self._alive:
+                self._empty.wait()
+
+    def _next(self) -> Job | None:
+        with self._lock:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._idle += 1
+                woken = self._wake.wait(None if self._alive <= self._base else IDLE_S)
+                self._idle -= 1
+                if not woken and not self._queue and self._alive > self._base:
+                    return None
+            return self._queue.popleft()
+
+    def _run(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    job()
+                except Exception:
+                    log.exception("a control job failed outside its request")
+                del job
+        finally:
+            with self._lock:
+                self._alive -= 1
+                self._empty.notify_all()

@@ -1,0 +1,152 @@
+"""One mount's life: handshake, data threads, control pool, and an orderly end.
+
+The session ends when the kernel ends the connection: the mount point is unmounted (and its last file closed),
+or the connection aborted. Then the control pool drains, `Operations.destroy` is called, the descriptor
+closed. Requests that the kernel had not handed out by then are dropped by it, RELEASE and FORGET among them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+
+from vmfs.fuse.contract import BUFFER_SLACK_BYTES, DataPlane, Negotiated, Operations
+from vmfs.fuse.control import ControlPool
+from vmfs.fuse.dataloop import ENDED, RETRY, serve
+from vmfs.fuse.dispatch import Dispatcher, error_reply
+from vmfs.fuse.errors import HandshakeFailed
+from vmfs.fuse.layouts import IN_HEADER, OUT_HEADER
+from vmfs.fuse.negotiate import agree, encode_init, encode_older_major, parse_init
+from vmfs.fuse.notify import Notifier
+from vmfs.fuse.protocol import IN_HEADER_BYTES, MAJOR, MAX_WRITE_BYTES, Opcode, opcode_name
+from vmfs.fuse.slowpath import SlowLane
+
+log = logging.getLogger("vmfs.fuse")
+
+DATA_THREADS = 8
+"""Enough to keep a device busy at queue depth 32 from Python (docs/benchmarks.md); 4 and 16 are slower."""
+CONTROL_THREADS = 8
+"""Control threads that stay; the pool grows beyond as long as all of them wait."""
+
+
+class Session:
+    """Serves one mount. Owns `fd` from construction on.
+
+    `_lock` guards `_serving`, the number of data threads that still run; the last of them ends the session.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        operations: Operations,
+        plane: DataPlane,
+        *,
+        data_threads: int = DATA_THREADS,
+        control_threads: int = CONTROL_THREADS,
+        mask: int = 0,
+        name: str = "vmfs",
+    ) -> None:
+        """`mask` clears INIT flags from the kernel's offer; `name` begins the threads' names."""
+        self._fd = fd
+        self._operations = operations
+        self._plane = plane
+        self._data_threads = data_threads
+        self._mask = mask
+        self._name = name
+        self._pool = ControlPool(control_threads, f"{name}-control")
+        self._lock = threading.Lock()
+        self._serving = data_threads
+        self._ended = threading.Event()
+        self.notify = Notifier(fd)
+
+    def start(self) -> Negotiated:
+        """Answer INIT, call `Operations.init`, start the threads; the mount serves on return.
+
+        Raises ProtocolTooOld, HandshakeFailed, Malformed, and what `Operations.init` raises; the descriptor
+        is closed then, and with it the connection: the caller unmounts.
+        """
+        try:
+            agreed = self._handshake()
+            self._operations.init(agreed)
+        except BaseException:
+            self.notify.close()
+            self._pool.close()
+            os.close(self._fd)
+            self._ended.set()
+            raise
+        lane = SlowLane(
+            self._fd,
+            self._pool,
+            Dispatcher(self._operations, agreed),
+            self._operations,
+            self._plane,
+            self.notify,
+            agreed.max_write_bytes,
+        )
+        for number in range(self._data_threads):
+            threading.Thread(
+                target=self._serve, args=(lane, agreed), name=f"{self._name}-data-{number}", daemon=True
+            ).start()
+        return agreed
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of the session. False: it still runs after `timeout_s`."""
+        return self._ended.wait(timeout_s)
+
+    def _serve(self, lane: SlowLane, agreed: Negotiated) -> None:
+        try:
+            serve(self._fd, self._plane, lane, agreed.max_write_bytes)
+        finally:
+            with self._lock:
+                self._serving -= 1
+                last = self._serving == 0
+            if last:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._pool.close()
+        try:
+            self._operations.destroy()
+        except Exception:
+            log.exception("the file system failed at its end")
+        self.notify.close()
+        os.close(self._fd)
+        self._ended.set()
+
+    def _handshake(self) -> Negotiated:
+        while True:
+            request = self._first_request()
+            _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
+            if opcode != Opcode.INIT:
+                os.write(self._fd, error_reply(unique, errno.EIO))
+                raise HandshakeFailed(f"{opcode_name(opcode)} came before INIT")
+            offer = parse_init(request)
+            if offer.major > MAJOR:
+                self._reply(unique, encode_older_major())
+                continue
+            agreed = agree(offer, self._mask)
+            self._reply(unique, encode_init(agreed))
+            return agreed
+
+    def _first_request(self) -> bytes:
+        """The next request, whole. Raises HandshakeFailed when the connection ends."""
+        while True:
+            try:
+                request = os.read(self._fd, MAX_WRITE_BYTES + BUFFER_SLACK_BYTES)
+            except OSError as error:
+                if error.errno in RETRY:
+                    continue
+                if error.errno in ENDED:
+                    raise HandshakeFailed("the mount was gone before it was served") from None
+                raise HandshakeFailed(f"reading /dev/fuse: {error.strerror}") from None
+            if len(request) < IN_HEADER_BYTES:
+                raise HandshakeFailed(f"a request of {len(request)} bytes")
+            return request
+
+    def _reply(self, unique: int, payload: bytes) -> None:
+        try:
+            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload)
+        except OSError as error:
+            raise HandshakeFailed(f"the answer to INIT was refused: {error.strerror}") from None
