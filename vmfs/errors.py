@@ -170,6 +170,44 @@ class DamagedBlock(VmfsError):
         self.what = what
 
 
+class FormatRefused(VmfsError):
+    """`format` on a device that holds something already."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, device: str, found: str) -> None:
+        super().__init__(f"{device} holds something: {found}; give --force to destroy it")
+        self.device = device
+        self.found = found
+
+
+class BadFormatOption(VmfsError):
+    """A value that no volume can be formatted with."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, option: str, value: object, rule: str) -> None:
+        super().__init__(f"a volume cannot be formatted with {option} {value}: {rule}")
+        self.option = option
+
+
+class DeviceTooSmall(VmfsError):
+    """A device with no room for a volume of the wanted shape."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = ENOSPC
+
+    def __init__(self, device: str, size_bytes: int, minimum_bytes: int, max_hosts: int) -> None:
+        super().__init__(
+            f"{device} has {size_bytes} bytes; a volume for {max_hosts} hosts with these options needs at least "
+            f"{minimum_bytes}; give a larger device, fewer hosts or smaller journals"
+        )
+        self.device = device
+        self.minimum_bytes = minimum_bytes
+
+
 class VolumeInUse(VmfsError):
     """An operation that wants the volume for itself while a host has it mounted."""
 
