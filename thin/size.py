@@ -56,11 +56,13 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The size for people: `20 GiB`, `1.5 TiB`, `512 B`; exact when the value is, else two decimals."""
+    """The size for people: `20 GiB`, `1.5 TiB`, `512 B`; rounded ones keep two decimals: `2.00 KiB`."""
     for unit in "PTGMK":
         factor = _UNITS[unit]
         if size_bytes >= factor:
             if size_bytes % factor == 0:
                 return f"{size_bytes // factor} {unit}iB"
-            return f"{size_bytes / factor:.2f}".rstrip("0").rstrip(".") + f" {unit}iB"
+            exact = size_bytes * 100 % factor == 0
+            number = f"{size_bytes / factor:.2f}"
+            return f"{number.rstrip('0') if exact else number} {unit}iB"
     return f"{size_bytes} B"
