@@ -1,0 +1,96 @@
+"""Where a mount's process writes its log: a file of bounded size, the system's log, or standard error."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from logging.handlers import RotatingFileHandler, SysLogHandler
+from typing import Final
+
+from vmfs.errors import EXIT_NOT_TRIED, VmfsError
+
+LOG_DIRECTORY: Final = "/run/azekura/log"
+SYSLOG: Final = "syslog"
+SYSLOG_SOCKET: Final = "/dev/log"
+LOG_MAX_BYTES: Final = 4 << 20  # /run is memory; one older file of that size is kept beside it
+_FORMAT: Final = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+_SYSLOG_FORMAT: Final = "vmfs[%(process)d]: %(levelname)s %(name)s: %(message)s"
+
+
+class LogUnusable(VmfsError):
+    """The log cannot be written to."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = errno.EACCES
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"the log {where} cannot be written: {reason}; choose another with --log-file")
+
+
+class MountLog:
+    """A log to be: nothing is opened before `check` or `start`."""
+
+    def __init__(self, where: str | None) -> None:
+        """`where`: the path of a file, SYSLOG, or None for standard error."""
+        self._path = where
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return self._path or "the messages above"
+
+    def check(self) -> None:
+        """Raise LogUnusable unless it can be written to: said before the process leaves its terminal."""
+        self._handler().close()
+
+    def start(self, level: int) -> None:
+        """Send all of this process's log there from now on, with the last words of crashes and failed threads."""
+        handler = self._handler()
+        handler.setFormatter(logging.Formatter(_SYSLOG_FORMAT if self._path == SYSLOG else _FORMAT))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        root.setLevel(level)
+        threading.excepthook = _log_thread_failure
+        if self._path is None:
+            faulthandler.enable(sys.__stderr__ or 2)
+        elif self._path != SYSLOG:
+            # Its own descriptor, open to the end: the handler's changes when the file is rotated.
+            faulthandler.enable(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+
+    def _handler(self) -> logging.Handler:
+        try:
+            if self._path is None:
+                return logging.StreamHandler(sys.stderr)
+            if self._path == SYSLOG:
+                return SysLogHandler(SYSLOG_SOCKET, facility=SysLogHandler.LOG_DAEMON)
+            if os.path.dirname(self._path) == LOG_DIRECTORY:
+                os.makedirs(os.path.dirname(LOG_DIRECTORY), mode=0o755, exist_ok=True)
+                os.makedirs(LOG_DIRECTORY, mode=0o700, exist_ok=True)
+            return RotatingFileHandler(self._path, maxBytes=LOG_MAX_BYTES, backupCount=1, encoding="utf-8")
+        except OSError as error:
+            raise LogUnusable(self.where, error.strerror or str(error)) from error
+
+
+def default_log_file(mountpoint: str) -> str:
+    """The log of the mount at this absolute path when nobody chose another: one file a mount point."""
+    # As systemd names mount units: readable, and no two mount points share a name.
+    name = "".join(_escaped(c) for c in mountpoint.strip("/")) or "root"
+    return os.path.join(LOG_DIRECTORY, f"{name[:200]}.log")
+
+
+def _escaped(character: str) -> str:
+    if character == "/":
+        return "-"
+    if character.isascii() and (character.isalnum() or character in "._"):
+        return character
+    return "".join(f"%{byte:02x}" for byte in os.fsencode(character))
+
+
+def _log_thread_failure(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread is not None else "?"
+    failure = (args.exc_type, args.exc_value, args.exc_traceback) if args.exc_value is not None else None
+    logging.getLogger(__name__).error("thread %s failed", name, exc_info=failure)
