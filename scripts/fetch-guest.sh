@@ -26,13 +26,14 @@ if [ "$(dpkg --print-architecture)" != amd64 ]; then
     echo "setup: the tiny guest is built for amd64 machines only; this is $(dpkg --print-architecture)" >&2
     exit 1
 fi
-packages=$(pick_kernel)
+mapfile -t packages < <(pick_kernel)
+[ ${#packages[@]} != 0 ] || exit 1
 rm -rf "$tree"
 mkdir -p "$tree/packages"
 trap '[ -e "$tree/.complete" ] || rm -rf "$tree"' EXIT
-echo "setup: downloading, not installing: $(echo $packages) (the demo guest's kernel), busybox-static (its programs)"
+echo "setup: downloading, not installing: ${packages[*]} (the demo guest's kernel), busybox-static (its programs)"
 # apt drops its rights to download, and says so at length where the directory is ours alone: root keeps them here.
-(cd "$tree/packages" && apt-get -qq -o APT::Sandbox::User=root download $packages busybox-static)
+(cd "$tree/packages" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}" busybox-static)
 for package in "$tree"/packages/*.deb; do dpkg-deb -x "$package" "$tree"; done
-rm -rf "$tree/packages" "$tree/usr/share"
+rm -rf "${tree:?}/packages" "${tree:?}/usr/share"
 touch "$tree/.complete"

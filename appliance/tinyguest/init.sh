@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Process 1 of the tiny guest.
 #
 # Words on the kernel command line (the kernel hands those it does not know to this process as its environment):
@@ -54,8 +55,10 @@ make_file_system() {
 }
 
 write_payload() {
-    head -c "$(($1 * 1048576))" /dev/urandom > $PAYLOAD && (cd $MOUNTPOINT && sha256sum payload > payload.sum) &&
-        sync || fail "writing the payload"
+    {
+        head -c "$(($1 * 1048576))" /dev/urandom > $PAYLOAD &&
+            (cd $MOUNTPOINT && sha256sum payload > payload.sum) && sync
+    } || fail "writing the payload"
     echo "PAYLOAD $(($1 * 1048576))"
 }
 
@@ -68,7 +71,7 @@ write_records() {
     n=$(wc -l < $RECORDS)
     while [ ! -e /run/power-button ]; do
         n=$((n + 1))
-        printf 'record %08d\n' $n >> $RECORDS && sync $RECORDS || fail "record $n"
+        { printf 'record %08d\n' $n >> $RECORDS && sync $RECORDS; } || fail "record $n"
         echo "RECORD $n"
         report_size "$1"
         usleep 20000 # some thirty records a second tell as much as the disk's whole speed would
@@ -79,7 +82,8 @@ verify_records() {
     mount -t ext4 "$1" $MOUNTPOINT || fail "mounting $1"
     state=none
     if [ -e $PAYLOAD.sum ]; then
-        (cd $MOUNTPOINT && sha256sum -s -c payload.sum) && state=ok || state=bad
+        state=bad
+        (cd $MOUNTPOINT && sha256sum -s -c payload.sum) && state=ok
     fi
     awk -v payload=$state '$0 != sprintf("record %08d", NR) { damaged++ }
         END { printf "VERIFIED records=%d damaged=%d payload=%s\n", NR, damaged, payload }' $RECORDS ||
