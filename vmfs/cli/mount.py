@@ -1,0 +1,134 @@
+"""`vmfsctl mount`: starts the process that serves a volume at a mount point."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import click
+
+from vmfs.cli.output import printable, show_json
+from vmfs.control.contract import DATA_THREADS, MountOptions
+from vmfs.daemon import run_background, run_foreground
+from vmfs.fuse.errors import NotRoot
+from vmfs.mountlog import SYSLOG, MountLog, default_log_file
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+_DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
+
+
+@click.command("mount", short_help="Mount a volume on this host.")
+@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
+@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.option("--host", metavar="NAME", help="This host's name among the volume's.  [default: the machine's name]")
+@click.option(
+    "--boot-id",
+    type=click.UUID,
+    metavar="UUID",
+    help="Count as another machine, booted under this id: simulates several hosts on one machine.",
+)
+@click.option(
+    "-o",
+    "options",
+    multiple=True,
+    metavar="NAME[=VALUE],...",
+    help="ro: read only. data_threads=N: threads that move data. init_mask=0xN: FUSE features not to be used.",
+)
+@click.option("--foreground", is_flag=True, help="Stay, and log to standard error, until it is unmounted.")
+@click.option("--log-file", metavar="FILE", help='Log to FILE, or to "syslog".  [default: a file in /run/azekura/log]')
+@click.option("--log-level", type=click.Choice(list(_LEVELS)), default="info", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print what was mounted as JSON.")
+def mount_command(
+    devices: tuple[str, ...],
+    mountpoint: str,
+    host: str | None,
+    boot_id: UUID | None,
+    options: tuple[str, ...],
+    foreground: bool,
+    log_file: str | None,
+    log_level: str,
+    as_json: bool,
+) -> int:
+    """Mount the volume on DEVICE... (all its extents, in any order) at the directory MOUNTPOINT, as root.
+
+    Returns when the mount serves; its process stays until `vmfsctl umount`. Other hosts may have the volume mounted
+    at the same time.
+
+    \b
+    Examples:
+      vmfsctl mount /dev/sdb /mnt/ds1
+      vmfsctl mount lun.img /mnt/a --host esx1
+      vmfsctl mount /dev/sdb /mnt/ds1 -o ro --foreground
+    """
+    wanted = _mount_options(devices, mountpoint, host, boot_id, options, _LEVELS[log_level])
+    if os.geteuid() != 0:
+        raise NotRoot(f"mounting at {mountpoint}")
+    from vmfs.core.mounting import serve
+
+    if foreground:
+        return run_foreground(wanted, serve, MountLog(_log_place(log_file)))
+    where = _log_place(log_file) or default_log_file(wanted.mountpoint)
+    pid = run_background(wanted, serve, MountLog(where))
+    if as_json:
+        show_json({"mountpoint": wanted.mountpoint, "host": wanted.host, "pid": pid, "log": where})
+    else:
+        click.echo(printable(f"mounted at {wanted.mountpoint} as host {wanted.host} (process {pid}, log {where})"))
+    return 0
+
+
+def _mount_options(
+    devices: Sequence[str], mountpoint: str, host: str | None, boot_id: UUID | None, options: Sequence[str], level: int
+) -> MountOptions:
+    given = _split(options)
+    read_only = given.pop("ro", None) is not None
+    given.pop("rw", None)
+    threads = _number(given, "data_threads")
+    mask = _number(given, "init_mask")
+    if threads is not None and not 1 <= threads <= _DATA_THREADS_MAX:
+        raise click.UsageError(f"-o data_threads: {threads} is not between 1 and {_DATA_THREADS_MAX}")
+    return MountOptions(
+        # The process works in /: paths must hold there. Links are kept: /dev/disk/by-id names say more in messages.
+        devices=tuple(d if "://" in d else os.path.abspath(d) for d in devices),
+        mountpoint=os.path.realpath(mountpoint),
+        host=socket.gethostname() if host is None else host,
+        boot_id=boot_id,
+        read_only=read_only,
+        init_mask=mask or 0,
+        data_threads=DATA_THREADS if threads is None else threads,
+        log_level=level,
+        options=given,
+    )
+
+
+def _split(options: Sequence[str]) -> dict[str, str]:
+    """`-o a,b=c -o d` as a mapping. A name given twice is a contradiction waiting to happen: refused."""
+    found: dict[str, str] = {}
+    for option in ",".join(options).split(",") if options else []:
+        name, _, value = option.partition("=")
+        if not name or name in found:
+            raise click.UsageError(f"-o: {'an empty option' if not name else f'{name} is given twice'}")
+        found[name] = value
+    if "ro" in found and "rw" in found:
+        raise click.UsageError("-o: ro and rw exclude each other")
+    return found
+
+
+def _number(given: dict[str, str], name: str) -> int | None:
+    text = given.pop(name, None)
+    if text is None:
+        return None
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise click.UsageError(f"-o {name}: {text!r} is not a number")
+    return number
+
+
+def _log_place(log_file: str | None) -> str | None:
+    return log_file if log_file is None or log_file == SYSLOG else os.path.abspath(log_file)
