@@ -15,7 +15,8 @@ Layout after the common header:
     184  parent directory's inode u64 (directories only)
     192  directory: seed u64, entries u64, split point u32, level u8; map height u8, layer depth u16
     216  xattr bytes u16, inline bytes u16, reserved u32
-    224  reserved, 32 bytes
+    224  shared blocks u64 (inherited from parent layers and not replaced: together with the blocks of its own, what
+         stat counts), reserved 24 bytes
     256  root of the map: 64 pointers (see `vmfs.ondisk.node`); or, with INLINE set, unused
     768  extended attributes, packed: name length u8, value length u16, name, value; then the inline content (a symbolic
          link's target); together at most 3328 bytes
@@ -40,7 +41,7 @@ FLAG_INLINE: Final = 2
 _KNOWN_FLAGS: Final = FLAG_LAYER | FLAG_INLINE
 NO_INHERIT_LIMIT: Final = (1 << 64) - 1
 ADDRESS_SHIFT: Final = 12  # an inode's number is its address in metadata blocks
-_FIELDS: Final = struct.Struct("<6I2Q4q2Q2Q2IQQ2QIBBHHHI")
+_FIELDS: Final = struct.Struct("<6I2Q4q2Q2Q2IQQ2QIBBHHHIQ")
 _ROOT: Final = 256
 _TAIL: Final = _ROOT + ROOT_POINTERS * 8
 TAIL_MAX_BYTES: Final = METADATA_BLOCK_BYTES - _TAIL
@@ -83,6 +84,7 @@ class Inode:
     level: int = 0
     height: int = 0
     layer_depth: int = 0
+    shared_blocks: int = 0
     root: array[int] = field(default_factory=lambda: empty_pointers(ROOT_POINTERS))
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     inline: bytes = b""
@@ -122,7 +124,7 @@ class Inode:
             self.size, self.own_blocks, self.atime_ns, self.mtime_ns, self.ctime_ns, self.btime_ns,
             self.rdev, self.version, self.map_id, self.parent, self.parent_generation, self.children,
             self.inherit_limit, self.directory_parent, self.seed, self.entry_count, self.split, self.level,
-            self.height, self.layer_depth, xattr_bytes, len(self.inline), 0,
+            self.height, self.layer_depth, xattr_bytes, len(self.inline), 0, self.shared_blocks,
         )  # fmt: skip
         block[_ROOT:_TAIL] = self.root.tobytes()
         block[_TAIL : _TAIL + len(tail)] = tail
@@ -160,7 +162,7 @@ def parse(block: bytes | memoryview, number: int, volume: bytes) -> Inode:
     root = array("Q")
     root.frombytes(block[_ROOT:_TAIL])
     tail = bytes(block[_TAIL : _TAIL + xattr_bytes + inline_bytes])
-    inode = Inode(number, *f[:26])
+    inode = Inode(number, *f[:26], f[29])
     inode.root = root
     inode.xattrs = _parse_xattrs(tail[:xattr_bytes], address)
     inode.inline = tail[xattr_bytes:]

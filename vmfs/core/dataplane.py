@@ -1,0 +1,238 @@
+"""The data plane: reads and writes of open files, between the request's own memory and the LUN.
+
+The hot path builds no object and takes no lock: the open file by its handle, the pointer out of the view, one
+preadv/pwritev, and the lease, looked at before a submission and again before its result counts (rule R1). Whatever
+needs more goes to `SlowWriter`, or to a control thread when it may have to wait for another host.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from errno import EBADF, EIO
+from typing import Final
+
+from vmfs.core.openfile import OpenFile, OpenFiles
+from vmfs.core.slowwrite import NeedRoom, SlowWriter
+from vmfs.core.state import Core
+from vmfs.errors import DamagedBlock, VmfsError
+from vmfs.fuse.contract import WOULD_BLOCK
+from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
+
+log = logging.getLogger("vmfs.core")
+
+_OWN_WRITTEN: Final = 7  # state and INHERITED bits: see vmfs.core.views
+_ZEROS: Final = bytes(1 << 20)
+_BOOTTIME: Final = time.CLOCK_BOOTTIME
+_STALE_RETRIES: Final = 8  # a reader whose map keeps growing too old under it (a LUN slower than that is broken)
+
+
+def as_oserror(error: VmfsError) -> OSError:
+    """What a system call returns for an error of ours."""
+    return OSError(error.errno, str(error))
+
+
+class DataPlane:
+    """Implements `vmfs.fuse.contract.DataPlane`."""
+
+    def __init__(self, core: Core, files: OpenFiles, slow: SlowWriter) -> None:
+        self._core = core
+        self._files = files
+        self._handles = files.handles
+        self._busy = files.busy
+        self._slow = slow
+        self._io = core.data
+        self._membership = core.membership
+        self._shift = core.block_bytes.bit_length() - 1
+        self._block = core.block_bytes
+        self._mask = core.block_bytes - 1
+        self._sector = core.volume.superblock.sector_bytes
+        self._sector_mask = self._sector - 1
+        self._validity = core.volume.superblock.timers.validity_us / 1e6
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def read(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
+        """Fill buf[:n] from `offset`; n < size at the end of the file. Raises OSError."""
+        handle = self._handles.get(fh)
+        if handle is None:
+            raise OSError(EBADF, f"no open file {fh}")
+        file = handle.file
+        try:
+            if file.owned:
+                count = self._read(file, buf, offset, size)
+                if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+                    self._membership.check_lease()
+                return count
+            return self._read_shared(file, buf, offset, size)
+        except VmfsError as error:
+            log.error("volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error)
+            raise as_oserror(error) from error
+
+    read_slow = read
+
+    def _read(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
+        left = file.size - offset
+        if left <= 0:
+            return 0
+        if size > left:
+            size = left
+        inner = offset & self._mask
+        if inner + size > self._block or offset & self._sector_mask:
+            return self._read_parts(file, buf, offset, size)
+        block = offset >> self._shift
+        leaf = file.view.leaves.get(block // POINTERS_PER_NODE)
+        pointer = leaf[block % POINTERS_PER_NODE] if leaf is not None else file.view.pointer(block)
+        if pointer & STATE_MASK == WRITTEN:
+            self._io.read((pointer & ADDRESS_MASK) + inner, buf[: -(-size // self._sector) * self._sector])
+        else:
+            buf[:size] = _ZEROS[:size]
+        return size
+
+    def _read_parts(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
+        """Read over several blocks, or from between two sectors: wider, and then moved into place."""
+        start = offset & ~self._sector_mask
+        end = -(-(offset + size) // self._sector) * self._sector
+        at = start
+        run_address, run_from, run_to = 0, 0, 0  # neighbouring blocks are read together
+        while at < end:
+            block = at >> self._shift
+            stop = min(end, (block + 1) << self._shift)
+            pointer = file.view.pointer(block)
+            low, high = at - start, stop - start
+            if pointer & STATE_MASK == WRITTEN:
+                address = (pointer & ADDRESS_MASK) + (at & self._mask)
+                if run_to == low and run_to > run_from and address == run_address + run_to - run_from:
+                    run_to = high
+                else:
+                    if run_to > run_from:
+                        self._io.read(run_address, buf[run_from:run_to])
+                    run_address, run_from, run_to = address, low, high
+            else:
+                buf[low:high] = _ZEROS[: high - low]
+            at = stop
+        if run_to > run_from:
+            self._io.read(run_address, buf[run_from:run_to])
+        if start != offset:
+            skip = offset - start
+            buf[:size] = buf[skip : skip + size]
+        return size
+
+    def _read_shared(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
+        """A reader without the file's lock: what it read counts only if its map was validated late enough (R8)."""
+        problem: DamagedBlock | None = None
+        for _ in range(_STALE_RETRIES):
+            file.refresh()
+            since = file.since
+            try:
+                count = self._read(file, buf, offset, size)
+            except DamagedBlock as error:
+                # The map may have changed under us: a node was freed and reused between two looks at it.
+                problem = error
+                file.expire()
+                continue
+            self._membership.check_lease()
+            if file.owned or self._core.clock.now() - since <= self._validity:
+                return count
+            file.expire()
+        if problem is not None:
+            raise problem
+        log.error("volume %s: reads of inode %d take longer than %g s", self._core.name, file.number, self._validity)
+        raise OSError(EIO, "the storage is too slow to read safely")
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def write(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
+        """Write buf[:size]. Raises OSError; WouldBlock when room must be made first or the file's gate is closed."""
+        handle = self._handles.get(fh)
+        if handle is None or not handle.writes:
+            raise OSError(EBADF, f"no file open for writing {fh}")
+        file = handle.file
+        try:
+            if (offset | size) & self._sector_mask or offset + size > file.size:
+                self._slow.write(file, buf[:size], offset, may_wait=False)
+                return size
+            if self._write_in_place(file, buf, offset, size):
+                return size
+            self._slow.write(file, buf[:size], offset, may_wait=False)
+        except NeedRoom:
+            raise WOULD_BLOCK from None
+        except VmfsError as error:
+            raise self._failed_write(file, offset, error) from error
+        return size
+
+    def _write_in_place(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> bool:
+        """Write to blocks that are the file's own and written already; False when one is not."""
+        thread = threading.get_ident()
+        busy = self._busy
+        busy[thread] = file
+        try:
+            if file.gated:
+                busy[thread] = None
+                raise WOULD_BLOCK
+            inner = offset & self._mask
+            view = file.view
+            if inner + size <= self._block:
+                block = offset >> self._shift
+                leaf = view.leaves.get(block // POINTERS_PER_NODE)
+                pointer = leaf[block % POINTERS_PER_NODE] if leaf is not None else view.pointer(block)
+                if pointer & _OWN_WRITTEN != WRITTEN:
+                    return False
+                if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+                    self._membership.check_lease()
+                self._io.write((pointer & ADDRESS_MASK) + inner, buf[:size])
+            elif not self._write_parts(file, buf, offset, size):
+                return False
+            file.touched = True
+        finally:
+            busy[thread] = None
+        if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+            self._membership.check_lease()
+        return True
+
+    def _write_parts(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> bool:
+        end = offset + size
+        parts: list[tuple[int, int, int]] = []
+        at = offset
+        while at < end:
+            block = at >> self._shift
+            stop = min(end, (block + 1) << self._shift)
+            pointer = file.view.pointer(block)
+            if pointer & _OWN_WRITTEN != WRITTEN:
+                return False
+            address = (pointer & ADDRESS_MASK) + (at & self._mask)
+            if parts and parts[-1][0] + parts[-1][2] - parts[-1][1] == address:
+                parts[-1] = (parts[-1][0], parts[-1][1], stop - offset)
+            else:
+                parts.append((address, at - offset, stop - offset))
+            at = stop
+        self._membership.check_lease()
+        for address, low, high in parts:
+            self._io.write(address, buf[low:high])
+        return True
+
+    def write_slow(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
+        """As `write`, on a control thread: may wait."""
+        handle = self._handles.get(fh)
+        if handle is None or not handle.writes:
+            raise OSError(EBADF, f"no file open for writing {fh}")
+        try:
+            self._slow.write(handle.file, buf[:size], offset, may_wait=True)
+        except VmfsError as error:
+            raise self._failed_write(handle.file, offset, error) from error
+        return size
+
+    def append(self, fh: int, buf: memoryview, size: int) -> int:
+        """Write at the file's end; returns where that was. May wait."""
+        handle = self._handles.get(fh)
+        if handle is None or not handle.writes:
+            raise OSError(EBADF, f"no file open for writing {fh}")
+        try:
+            return self._slow.append(handle.file, buf[:size])
+        except VmfsError as error:
+            raise self._failed_write(handle.file, handle.file.size, error) from error
+
+    def _failed_write(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
+        log.error("volume %s: write to inode %d at %d: %s", self._core.name, file.number, offset, error)
+        return as_oserror(error)

@@ -1,0 +1,157 @@
+"""Files that are open on this mount: their maps, their sizes, and the gate that holds their writers back.
+
+An `OpenFile` is one inode, however many handles it has. While any of them may write, the inode's lock is held and the
+file is *owned*: its view is exact. Otherwise its readers look without the lock, and look again when what they know is
+older than BELIEVE_SECONDS.
+
+The gate: a data thread announces the file in `busy` before it looks at `gated`, and a closer sets `gated` before it
+looks at `busy`; so, as one of the two comes first, either the thread sees the gate or the closer sees the thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from vmfs.cluster.locks import Tenure
+from vmfs.core.groups import Run
+from vmfs.core.inodes import Inodes, stale
+from vmfs.core.state import BELIEVE_SECONDS, Core
+from vmfs.core.views import View
+
+_DRAIN_POLL_SECONDS: Final = 0.0002  # a write of 4 KiB takes about as long
+
+
+class OpenFile:
+    """One inode that is open here."""
+
+    __slots__ = (
+        "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned", "refresh_mutex", "reserve",
+        "since", "size", "slow_mutex", "tenure", "touched", "version", "view", "writers",
+    )  # fmt: skip
+
+    def __init__(self, core: Core, inodes: Inodes, number: int, generation: int) -> None:
+        self.core = core
+        self._inodes = inodes
+        self.number = number
+        self.generation = generation
+        self.lock = inodes.lock_address(number)
+        self.view = View(core.transactions.mutex, self._load)
+        self.size = 0
+        self.handles = 0
+        self.writers = 0
+        self.tenure: Tenure | None = None
+        self.owned = False
+        self.gated = False
+        self.touched = False
+        """Written in place since the times were last set."""
+        self.since = -1e18
+        self.version = -1
+        self.reserve: list[Run] = []
+        """Promised blocks for the next writes at the end of the file. Guarded by the control mutex."""
+        self.slow_mutex = threading.Lock()
+        """Held by a write that changes the map, and by whoever freezes the file. Taken before the control mutex."""
+        self.refresh_mutex = threading.Lock()
+
+    def _load(self, index: int) -> array[int]:
+        return self._inodes.flat_leaf(self._inodes.look(self.number), index)
+
+    def own(self, tenure: Tenure) -> None:
+        """A first writer has taken the lock; the control mutex is held. OSError(ESTALE) when the file is no more."""
+        inode = self._inodes.owned(self.number, self.generation).inode
+        self.view.reset()
+        self.size = inode.size
+        self.version = inode.version
+        self.tenure = tenure
+        self.owned = True
+
+    def disown(self) -> None:
+        """The last writer is gone; the control mutex is held."""
+        for run in self.reserve:
+            self.core.groups.take_back(run)
+        self.reserve = []
+        self.owned = False
+        self.tenure = None
+        self.since = -1e18
+
+    def refresh(self) -> None:
+        """Make sure that a reader without the lock knows the file as of BELIEVE_SECONDS ago at most.
+
+        Raises OSError(ESTALE) when the file was removed, DamagedBlock, DeviceError.
+        """
+        if self.owned or self.core.clock.now() - self.since <= BELIEVE_SECONDS:
+            return
+        with self.refresh_mutex:
+            if self.core.clock.now() - self.since <= BELIEVE_SECONDS:
+                return
+            seen = self._inodes.look(self.number)
+            if seen.inode.inode_generation != self.generation:
+                raise stale(self.number)
+            with self.core.transactions.mutex:
+                if self.owned:
+                    return
+                if seen.inode.version != self.version:
+                    self.view.reset()
+                    self.version = seen.inode.version
+                self.size = seen.inode.size
+                self.since = seen.since
+
+    def expire(self) -> None:
+        """Have the next reader look again."""
+        self.since = -1e18
+        self.version = -1
+        self._inodes.forget(self.number)
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file description."""
+
+    file: OpenFile
+    flags: int
+    writes: bool
+
+
+@dataclass(slots=True)
+class OpenFiles:
+    """All open files. `table` and `handles` are changed under the control mutex, and read without it."""
+
+    table: dict[int, OpenFile] = field(default_factory=dict)
+    handles: dict[int, Handle] = field(default_factory=dict)
+    busy: dict[int, OpenFile | None] = field(default_factory=dict)
+    """By data thread: the file into which it is writing."""
+    next_fh: int = 1
+
+    def add(self, handle: Handle) -> int:
+        """A number for a new handle."""
+        fh = self.next_fh
+        self.next_fh += 1
+        self.handles[fh] = handle
+        handle.file.handles += 1
+        self.table[handle.file.number] = handle.file
+        return fh
+
+    def remove(self, fh: int) -> Handle | None:
+        """Forget a handle, and its file with the last one."""
+        handle = self.handles.pop(fh, None)
+        if handle is not None:
+            handle.file.handles -= 1
+            if not handle.file.handles and self.table.get(handle.file.number) is handle.file:
+                del self.table[handle.file.number]
+        return handle
+
+    @contextmanager
+    def closed_gate(self, file: OpenFile) -> Iterator[None]:
+        """Hold back the file's writers: none is under way inside. The caller holds `slow_mutex`."""
+        file.gated = True
+        try:
+            while any(f is file for f in list(self.busy.values())):
+                time.sleep(_DRAIN_POLL_SECONDS)
+            yield
+        finally:
+            file.gated = False

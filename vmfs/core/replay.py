@@ -1,0 +1,104 @@
+"""Replay of a dead incarnation's journal (rule R5 of docs/locking.md). Idempotent: a replayer may die half-way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmfs.core.leased import LeasedIO
+from vmfs.ondisk.header import METADATA_BLOCK_BYTES, BlockType
+from vmfs.ondisk.journal import HEADER_BLOCKS, Image, Record, parse_header, parse_record
+
+log = logging.getLogger("vmfs.core")
+
+_TYPE_OFFSET = 4  # of the common header
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPlace:
+    """Where a journal lies and whose it is."""
+
+    address: int
+    size_bytes: int
+    volume: bytes
+    slot: int
+    incarnation: int
+
+
+def read_records(data: bytes, place: JournalPlace) -> list[Record]:
+    """The records that count, oldest first. Raises DamagedBlock when no header can be read."""
+    view = memoryview(data)
+    blocks = len(data) // METADATA_BLOCK_BYTES
+    header = parse_header(view, place.address, place.volume, place.slot, blocks)
+    records: list[Record] = []
+    if header.incarnation != place.incarnation:
+        return records  # that incarnation died before it wrote anything
+    position, sequence = header.tail_position, header.tail_sequence
+    while True:
+        for start in (position, HEADER_BLOCKS):
+            found = parse_record(
+                view, start, journal_address=place.address, volume=place.volume, slot=place.slot,
+                incarnation=place.incarnation, sequence=sequence,
+            )  # fmt: skip
+            if found is not None:
+                break
+        else:
+            return records
+        record, length = found
+        records.append(record)
+        position = start + length if start + length < blocks else HEADER_BLOCKS
+        sequence += 1
+
+
+def images_to_write(records: list[Record], holds: Callable[[int, int], bool]) -> list[Image]:
+    """What replay writes: the newest image per block, less what was revoked and what is not covered any more.
+
+    `holds(lock_address, version)` says whether the dead incarnation holds that lock at that version.
+    """
+    newest: dict[int, tuple[int, Image]] = {}
+    revoked: dict[int, int] = {}
+    for record in records:
+        for revoke in record.revokes:
+            revoked[revoke.address] = record.sequence
+        for image in record.images:
+            newest[image.address] = (record.sequence, image)
+    held: dict[tuple[int, int], bool] = {}
+    result = []
+    for address, (sequence, image) in newest.items():
+        if sequence < revoked.get(address, 0):
+            continue
+        key = image.lock_address, image.lock_version
+        if key not in held:
+            held[key] = holds(*key)
+        if held[key]:
+            result.append(image)
+    return result
+
+
+def replay(io: LeasedIO, place: JournalPlace, holds: Callable[[int, int], bool]) -> int:
+    """Write what the journal holds in place and flush. Returns the number of blocks written.
+
+    Raises:
+        DamagedBlock: the journal has no readable header.
+        DeviceError: the storage failed; nothing is lost, replay can be tried again.
+    """
+    data = b"".join(
+        io.read(place.address + at, min(1 << 20, place.size_bytes - at)) for at in range(0, place.size_bytes, 1 << 20)
+    )
+    records = read_records(data, place)
+    images = images_to_write(records, holds)
+    inodes = [(i.address, i.data) for i in images if _is_inode(i)]
+    others = [(i.address, i.data) for i in images if not _is_inode(i)]
+    io.write_blocks(others)
+    io.write_blocks(inodes)
+    io.flush()
+    log.info(
+        "slot %d incarnation %d: replayed %d journal records, %d blocks",
+        place.slot, place.incarnation, len(records), len(images),
+    )  # fmt: skip
+    return len(images)
+
+
+def _is_inode(image: Image) -> bool:
+    return int.from_bytes(image.data[_TYPE_OFFSET : _TYPE_OFFSET + 2], "little") == BlockType.INODE

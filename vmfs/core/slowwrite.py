@@ -1,0 +1,266 @@
+"""Writes that change a file's map: the first write to a block, a write past the end, and writes that are not aligned.
+
+A block of 64 KiB that is written for the first time is written whole, zeros around the data, so that nothing of its
+former life shows; an inherited block is copied first. The blocks are promised, written, and only then claimed by the
+transaction that makes the map point at them.
+
+Bytes between the end of the file and the end of its last block are always zeros on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EFBIG
+from typing import Final
+
+from vmfs.core.groups import Run
+from vmfs.core.objects import InodeObject
+from vmfs.core.openfile import OpenFile, OpenFiles
+from vmfs.core.space import Space
+from vmfs.core.state import Core
+from vmfs.core.transactions import Operation
+from vmfs.core.views import INHERITED
+from vmfs.ondisk.node import ADDRESS_MASK, STATE_MASK, UNWRITTEN, WRITTEN
+
+RUN_BYTES: Final = 1 << 20  # a file that grows gets its blocks in runs of this size, so that they lie together
+FILE_MAX_BYTES: Final = 1 << 62  # what signed 64-bit offsets carry with room to spare
+
+
+class NeedRoom(Exception):
+    """The groups that are held have not got the blocks: make room without locks in hand, and try again."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        self.blocks = blocks
+
+
+@dataclass(slots=True)
+class _Piece:
+    """One block of a write."""
+
+    block: int
+    address: int
+    fresh: bool
+    """The block becomes the file's own with this write."""
+    run: Run | None
+    """What was promised for it."""
+    inherited: bool = False
+    """It takes the place of a block of the parent layer."""
+
+
+class SlowWriter:
+    """Writes under a file's `slow_mutex`."""
+
+    def __init__(self, core: Core, files: OpenFiles, space: Space) -> None:
+        self._core = core
+        self._files = files
+        self._space = space
+        self._sector = max(core.volume.superblock.sector_bytes, 512)
+
+    def write(self, file: OpenFile, data: memoryview, offset: int, *, may_wait: bool) -> None:
+        """Write all of `data`. Raises NeedRoom (unless it `may_wait`), NoSpace, OSError(EFBIG), DeviceError."""
+        if offset + len(data) > FILE_MAX_BYTES:
+            raise OSError(EFBIG, "files end at 4 EiB")
+        while True:
+            try:
+                with file.slow_mutex:
+                    self._write(file, data, offset)
+                return
+            except NeedRoom as need:
+                if not may_wait:
+                    raise
+                self._space.ensure(need.blocks)
+
+    def append(self, file: OpenFile, data: memoryview) -> int:
+        """Write at the end of the file, wherever that is by now; returns the offset."""
+        while True:
+            try:
+                with file.slow_mutex:
+                    offset = file.size
+                    self._write(file, data, offset)
+                return offset
+            except NeedRoom as need:
+                self._space.ensure(need.blocks)
+
+    # -- one write, `slow_mutex` held --------------------------------------------------------------
+
+    def _write(self, file: OpenFile, data: memoryview, offset: int) -> None:
+        core = self._core
+        size = core.block_bytes
+        first, last = offset // size, (offset + len(data) - 1) // size
+        with self._promised(file, first, last, offset) as pieces:
+            # Sectors that are shared with bytes outside of the write must not change between reading and writing them.
+            if (offset | len(data)) & (self._sector - 1):
+                with self._files.closed_gate(file):
+                    self._transfer(file, pieces, data, offset)
+            else:
+                self._transfer(file, pieces, data, offset)
+            changed = [p for p in pieces if p.fresh]
+            if changed or offset + len(data) > file.size:
+                self._space.run(lambda op: self._commit(op, file, changed, offset + len(data)))
+            else:
+                file.touched = True
+
+    @contextmanager
+    def _promised(self, file: OpenFile, first: int, last: int, offset: int) -> Iterator[list[_Piece]]:
+        core = self._core
+        with core.transactions.mutex:
+            core.transactions.check()
+            pointers = [file.view.pointer(b) for b in range(first, last + 1)]
+            missing = sum(1 for p in pointers if not _own(p))
+            runs = self._promise(file, missing, first, offset) if missing else []
+            groups = {r.group for r in runs}
+            for group in groups:
+                core.groups.held[group].pins += 1
+        singles = [Run(r.group, i, 1) for r in runs for i in range(r.first, r.first + r.count)]
+        pieces: list[_Piece] = []
+        for block, pointer in enumerate(pointers, first):
+            if _own(pointer):
+                pieces.append(_Piece(block, pointer & ADDRESS_MASK, pointer & STATE_MASK == UNWRITTEN, None))
+            else:
+                run = singles.pop(0)
+                inherited = pointer & INHERITED != 0 and pointer & STATE_MASK in (WRITTEN, UNWRITTEN)
+                pieces.append(_Piece(block, core.groups.address(run), True, run, inherited))
+        try:
+            yield pieces
+        finally:
+            with core.transactions.mutex:
+                for group in groups:
+                    core.groups.held[group].pins -= 1
+                for run in runs:
+                    core.groups.take_back(run)  # what was claimed is not promised any more: nothing to take back
+
+    def _promise(self, file: OpenFile, count: int, first: int, offset: int) -> list[Run]:
+        """Blocks from the file's reserve, then from the groups; raises NeedRoom with nothing promised."""
+        groups = self._core.groups
+        runs: list[Run] = []
+        left = count
+        while left and file.reserve:
+            run = file.reserve.pop(0)
+            part = Run(run.group, run.first, min(left, run.count))
+            if run.count > left:
+                file.reserve.insert(0, Run(run.group, run.first + left, run.count - left))
+            runs.append(part)
+            left -= part.count
+        if left:
+            grows = offset >= file.size and first > 0
+            extra = max(0, RUN_BYTES // self._core.block_bytes - count) if grows else 0
+            got = groups.promise(left + extra, self._goal(file, runs, first))
+            runs_needed, file.reserve = _split(got, left)
+            runs.extend(runs_needed)
+            short = left - sum(r.count for r in runs_needed)
+            if short:
+                for run in runs:
+                    groups.take_back(run)
+                raise NeedRoom(count)
+        return runs
+
+    def _goal(self, file: OpenFile, runs: list[Run], first: int) -> int:
+        """The address right behind the block before, or where the new ones so far end."""
+        size = self._core.block_bytes
+        if runs:
+            return self._core.groups.address(runs[-1]) + runs[-1].count * size
+        if first:
+            before = file.view.pointer(first - 1)
+            if _own(before):
+                return (before & ADDRESS_MASK) + size
+        return 0
+
+    def _transfer(self, file: OpenFile, pieces: list[_Piece], data: memoryview, offset: int) -> None:
+        """Compose what goes to the disk in aligned memory, and write neighbouring blocks together."""
+        size = self._core.block_bytes
+        base = pieces[0].block * size
+        memory = self._core.scratch.take(len(pieces) * size)
+        end = offset + len(data)
+        writes: list[tuple[int, int, int]] = []  # address, start and end in memory
+        for piece in pieces:
+            start = (piece.block * size) - base
+            low, high = max(offset - base, start), min(end - base, start + size)
+            if piece.fresh:
+                if (low, high) != (start, start + size):
+                    self._fill(file, piece.block, memory[start : start + size])
+                low, high = start, start + size
+            else:
+                low, high = low & -self._sector, -(-high // self._sector) * self._sector
+                self._fill_edges(piece, memory, start, low, high, offset - base, end - base)
+            address = piece.address + low - start
+            if writes and writes[-1][0] + writes[-1][2] - writes[-1][1] == address and writes[-1][2] == low:
+                writes[-1] = (writes[-1][0], writes[-1][1], high)
+            else:
+                writes.append((address, low, high))
+        memory[offset - base : end - base] = data
+        self._core.membership.check_lease()
+        for address, low, high in writes:
+            self._core.data.write(address, memory[low:high])
+        self._core.membership.check_lease()
+
+    def _fill(self, file: OpenFile, block: int, memory: memoryview) -> None:
+        """What a block that becomes the file's own held so far: its parent layer's data, or zeros."""
+        pointer = file.view.pointer(block)
+        if pointer & INHERITED and pointer & STATE_MASK == WRITTEN:
+            self._core.data.read(pointer & ADDRESS_MASK, memory)
+        else:
+            memory[:] = bytes(len(memory))
+
+    def _fill_edges(
+        self, piece: _Piece, memory: memoryview, start: int, low: int, high: int, data_low: int, data_high: int
+    ) -> None:
+        """Read the sectors of an own block that the data covers in part."""
+        sector = self._sector
+        edges = set()
+        if low < data_low:
+            edges.add(low)
+        if high > data_high:
+            edges.add(high - sector)
+        for edge in edges:
+            self._core.data.read(piece.address + edge - start, memory[edge : edge + sector])
+
+    def _commit(self, op: Operation, file: OpenFile, changed: list[_Piece], end: int) -> None:
+        core = self._core
+        obj = core.store.inode(file.number)
+        op.touch(obj)
+        for piece in changed:
+            pointer = piece.address | WRITTEN
+            if piece.run is not None:
+                core.groups.claim(op, piece.run)
+                obj.inode.own_blocks += 1
+                obj.inode.shared_blocks -= piece.inherited
+            core.maps.set(op, obj, piece.block, pointer)
+        op.data_ordered = True
+        grow(core, obj, end)
+        file.touched = False
+        # Only now, when nothing can fail any more: the view has no undo.
+        for piece in changed:
+            file.view.put(piece.block, piece.address | WRITTEN)
+        file.size = obj.inode.size
+
+
+def grow(core: Core, obj: InodeObject, end: int) -> None:
+    """A write up to `end` has happened: size, times and version follow."""
+    inode = obj.inode
+    inode.size = max(inode.size, end)
+    inode.mtime_ns = inode.ctime_ns = core.clock.wall_ns()
+    inode.version += 1
+
+
+def _own(pointer: int) -> bool:
+    """Whether the file has a block of its own there."""
+    return not pointer & INHERITED and pointer & STATE_MASK in (WRITTEN, UNWRITTEN)
+
+
+def _split(runs: list[Run], count: int) -> tuple[list[Run], list[Run]]:
+    """The first `count` blocks of `runs`, and the rest."""
+    head: list[Run] = []
+    rest: list[Run] = []
+    for run in runs:
+        take = min(count, run.count)
+        if take:
+            head.append(Run(run.group, run.first, take))
+        if take < run.count:
+            rest.append(Run(run.group, run.first + take, run.count - take))
+        count -= take
+    return head, rest
+
+

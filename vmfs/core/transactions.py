@@ -1,0 +1,259 @@
+"""Transactions: every change of metadata goes through the journal, whole or not at all.
+
+Operations change objects in memory under the *control mutex* and join the running transaction. A commit takes the
+running transaction's images under the mutex, and then, outside of it and one commit at a time:
+
+1. flushes the file data that the new maps point at,
+2. writes and flushes the journal record: the transaction is durable,
+3. writes the blocks in place, inodes last,
+4. and lets the next flush, whoever asks for it, *settle* it: the blocks are durable in place, the record may be
+   trimmed, freed blocks begin their quarantine, and the locks may be given up.
+
+A commit that fails leaves memory ahead of the disk with no way back: the mount fails as a whole, and every later
+operation raises what failed it.
+
+Locking: `mutex` guards all metadata objects and the running transaction; no I/O of another host's making is waited for
+under it. `_commit_lock` serialises commits; it is taken before `mutex`, never after.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from vmfs.core.journal import Journal
+from vmfs.core.leased import LeasedIO
+from vmfs.core.objects import MetaObject
+from vmfs.errors import VmfsError
+from vmfs.ondisk.journal import Image, Revoke
+
+log = logging.getLogger("vmfs.core")
+
+# An operation may touch this many blocks; a running transaction above the soft limit is committed before the next
+# operation starts, so that no record outgrows the journal.
+OPERATION_MAX_BLOCKS = 40
+
+
+class MountFailed(VmfsError):
+    """The mount cannot go on: a commit failed, or the lease is gone."""
+
+    def __init__(self, volume: str, reason: str) -> None:
+        super().__init__(f"volume {volume}: this mount has failed ({reason}); unmount it and mount it again")
+
+
+class Operation:
+    """The changes of one operation, for the running transaction, and how to undo them."""
+
+    __slots__ = ("_undo", "data_ordered", "dropped", "frees", "touched")
+
+    def __init__(self) -> None:
+        self.touched: dict[int, MetaObject] = {}
+        self.dropped: dict[int, int] = {}
+        self.frees: list[tuple[int, int]] = []
+        self.data_ordered = False
+        self._undo: list[Callable[[], None]] = []
+
+    def touch(self, obj: MetaObject) -> None:
+        """Say that `obj` is about to be changed. Call it before the change."""
+        if obj.address not in self.touched:
+            state = obj.snapshot()
+            self._undo.append(lambda: obj.restore(state))
+            self.touched[obj.address] = obj
+
+    def add(self, obj: MetaObject) -> None:
+        """A new block joins; its content replaces whatever the place held."""
+        self.touched[obj.address] = obj
+
+    def drop(self, obj: MetaObject) -> None:
+        """A block is freed: older images of it must not be replayed."""
+        self.touched.pop(obj.address, None)
+        self.dropped[obj.address] = obj.lock
+
+    def free(self, group: int, bits: int) -> None:
+        """Data blocks of a group are freed; their quarantine starts when this is settled."""
+        self.frees.append((group, bits))
+
+    def on_undo(self, action: Callable[[], None]) -> None:
+        """Run `action` when the operation fails (latest first)."""
+        self._undo.append(action)
+
+    def undo(self) -> None:
+        """Put everything back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+
+@dataclass(slots=True)
+class _Running:
+    objects: dict[int, MetaObject] = field(default_factory=dict)
+    revokes: dict[int, int] = field(default_factory=dict)
+    frees: list[tuple[int, int]] = field(default_factory=list)
+    locks: set[int] = field(default_factory=set)
+    data_ordered: bool = False
+
+
+@dataclass(slots=True)
+class _Batch:
+    images: list[tuple[int, Image]]
+    revokes: list[Revoke]
+    frees: list[tuple[int, int]]
+    data_ordered: bool
+
+
+class Transactions:
+    """The running transaction, the committer and what is not settled yet."""
+
+    def __init__(
+        self,
+        io: LeasedIO,
+        journal: Journal,
+        volume: bytes,
+        name: str,
+        lock_version: Callable[[int], int],
+        on_freed: Callable[[list[tuple[int, int]]], None],
+    ) -> None:
+        """`lock_version` gives the version of a lock that this host holds; `on_freed` is told of settled frees."""
+        self.mutex = threading.RLock()
+        self._commit_lock = threading.Lock()
+        self._io = io
+        self._journal = journal
+        self._volume = volume
+        self._name = name
+        self._lock_version = lock_version
+        self._on_freed = on_freed
+        self._running = _Running()
+        self._committing: set[int] = set()
+        self._in_place = 0
+        self._settled = 0
+        self._unsettled_frees: list[tuple[int, list[tuple[int, int]]]] = []
+        self._soft_limit = max(8, journal.max_images - OPERATION_MAX_BLOCKS)
+        self.failure: str | None = None
+
+    def check(self) -> None:
+        """Raise MountFailed when this mount has failed."""
+        if self.failure is not None:
+            raise MountFailed(self._name, self.failure)
+
+    def fail(self, reason: str) -> None:
+        """Stop this mount's metadata for good."""
+        if self.failure is None:
+            self.failure = reason
+            log.error("volume %s: mount failed: %s", self._name, reason)
+
+    @contextmanager
+    def operation(self) -> Iterator[Operation]:
+        """Run one operation under the control mutex: its changes join the running transaction, or are undone."""
+        if len(self._running.objects) >= self._soft_limit:
+            self.commit()
+        with self.mutex:
+            self.check()
+            op = Operation()
+            try:
+                yield op
+            except BaseException:
+                op.undo()
+                raise
+            self._merge(op)
+
+    def _merge(self, op: Operation) -> None:
+        running = self._running
+        for address, lock in op.dropped.items():
+            running.objects.pop(address, None)
+            running.revokes[address] = lock
+            running.locks.add(lock)
+        for address, obj in op.touched.items():
+            running.objects[address] = obj
+            running.locks.add(obj.lock)
+        running.frees.extend(op.frees)
+        running.data_ordered |= op.data_ordered
+
+    def covers(self, lock: int) -> bool:
+        """Whether changes under that lock are not yet durable."""
+        return lock in self._running.locks or lock in self._committing
+
+    def commit(self) -> bool:
+        """Make durable all that ended before this call. Raises MountFailed, and what failed the commit first.
+
+        Returns whether this call flushed: then file data that was written before it is durable too.
+        """
+        with self._commit_lock:
+            self.check()
+            batch = self._take()
+            if batch is None:
+                return False
+            try:
+                self._write(batch)
+                return True
+            except Exception as e:
+                self.fail(str(e))
+                raise
+            finally:
+                self._committing = set()
+
+    def sync(self, lock: int) -> None:
+        """Make durable the data and the metadata of what `lock` covers (fsync)."""
+        self.check()
+        if self.covers(lock) and self.commit():
+            return
+        self._io.flush()
+
+    def settle(self) -> None:
+        """Commit, and return when all of it is durable in place."""
+        self.commit()
+        with self._commit_lock:
+            self.check()
+            if self._settled == self._in_place:
+                return
+            try:
+                self._flush()
+            except Exception as e:
+                self.fail(str(e))
+                raise
+
+    def _take(self) -> _Batch | None:
+        with self.mutex:
+            running = self._running
+            if not running.objects and not running.revokes:
+                return None
+            versions = {lock: self._lock_version(lock) for lock in running.locks}
+            images = [
+                (obj.rank, Image(address, obj.lock, versions[obj.lock], obj.pack(self._volume)))
+                for address, obj in running.objects.items()
+            ]
+            revokes = [Revoke(address, lock, versions[lock]) for address, lock in running.revokes.items()]
+            self._committing = running.locks
+            self._running = _Running()
+            return _Batch(images, revokes, running.frees, running.data_ordered)
+
+    def _write(self, batch: _Batch) -> None:
+        if batch.data_ordered:
+            self._flush()
+        images = [image for _, image in batch.images]
+        position = self._journal.place_for(len(images), len(batch.revokes))
+        if position is None:
+            self._flush()
+            self._journal.trim(self._settled)
+            position = self._journal.place_for(len(images), len(batch.revokes))
+            assert position is not None, "a settled journal is empty"
+        in_place = self._in_place
+        sequence = self._journal.append(images, batch.revokes, position)
+        self._note_settled(in_place)
+        for rank in (0, 1):
+            self._io.write_blocks([(i.address, i.data) for r, i in batch.images if r == rank])
+        self._in_place = sequence
+        if batch.frees:
+            self._unsettled_frees.append((sequence, batch.frees))
+
+    def _flush(self) -> None:
+        in_place = self._in_place
+        self._io.flush()
+        self._note_settled(in_place)
+
+    def _note_settled(self, sequence: int) -> None:
+        """A flush that began when all up to `sequence` was in place has returned."""
+        self._settled = sequence
+        while self._unsettled_frees and self._unsettled_frees[0][0] <= sequence:
+            self._on_freed(self._unsettled_frees.pop(0)[1])
