@@ -26,7 +26,7 @@ Rules that hold for all calls:
 - *Appends*: the kernel computes the place of an O_APPEND write from a size that may be a second old. So
   O_APPEND writes come to `DataPlane.append`, which alone decides the place.
 - *Synchronous writes* (O_SYNC, O_DSYNC, RWF_DSYNC): the session calls `Operations.fsync` before it answers,
-  because the kernel sends none for a direct write.
+  because the kernel sends none after a direct write (after a buffered one it sends its own as well).
 - *Locks* (flock, POSIX, OFD) are not offered: the kernel keeps them itself, within this mount only.
 - An INTERRUPT from the kernel is accepted and has no effect: a call that runs is answered when it returns. A
   file system that must wait for another host therefore bounds its waits and raises EBUSY or EAGAIN.
@@ -85,10 +85,11 @@ def cache_policy(open_flags: int) -> int:
     O_DIRECT openers (a hypervisor with cache=none) bypass the page cache and write in parallel. All others
     are cached close-to-open: their pages are dropped at the next open, as KEEP_CACHE is not given.
 
-    Both kinds at once on one inode, through one mount, as seen on 6.18 (tests/fuse/test_caching.py): a direct
-    write drops the cached pages of its range before and after, so a buffered reader sees it at once; a
-    buffered write goes through at once (there is no write-back cache), so a direct reader sees it; direct
-    writes lose their parallelism (not their correctness) while a cached opener is there.
+    Both kinds at once on one inode, through one mount, as seen on Linux 6.18 (tests/fuse/test_caching.py): a
+    direct write drops the cached pages of its range, so a buffered reader sees it at once; a buffered write goes
+    through at once (there is no write-back cache), so a direct reader sees it. The price: while a cached opener
+    is there, even a reader, the kernel lets one direct write at a time through. Who reads a running machine's
+    disk opens it with O_DIRECT, too. (Writes that extend the file are one at a time always.)
     """
     if open_flags & os.O_DIRECT:
         return FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES
