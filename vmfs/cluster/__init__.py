@@ -8,14 +8,16 @@ compare-and-write. The rules are R1 to R12 of docs/locking.md; comments name the
     casio        one compare-and-write carried to a known end (R4, R10)
     region       SlotRegion: all slots in a few large reads; RegionSnapshot, SlotView
     watcher      Watcher: how long each slot has not changed, by this host's clock (R4)
-    lease        Lease: until when this host may submit (R1)
     heartbeat    SlotKeeper: this host's own slot image, and its renewal (R4)
     claim        finding and taking a free slot; refusing a second mount under one name
     recovery     the states of a dead slot (R2, R6) and the proofs of death
-    membership   Membership: the face of all that; the heartbeat thread
-    locktable    the locks that this host has in hand
+    requests     what this host asks of others through its slot
+    membership   Membership: the face of all that; the lease (R1), the heartbeat thread
+    locktable    the locks that this host has in hand: Tenure, LockRequest, LockView
     lockio       lock sectors read and changed on the volume (R7, R10)
-    locks        LockManager: acquire, unpin, release, waiting, giving up
+    lockwait     waiting for another host: marks, turns, requests, the death of the holder
+    lockrelease  giving locks up, in the background most of the time; lost answers (R10)
+    locks        LockManager: the face of the locks
 
 Stands on `vmfs.devices`, `vmfs.clock`, `vmfs.errors` and the record formats `vmfs.ondisk.slot` and `.lock`; knows
 nothing of files, journals or superblocks beyond the bytes and callbacks that are handed to it.
@@ -28,7 +30,7 @@ The surface, in short (each name is exported by its module)::
 
     m = Membership(region, identity, timers, clock, volume_name="ds1", superblock_address=None,
                    callbacks=MembershipCallbacks(on_request=, on_superblock_bytes=, on_fenced=, on_lease_expired=,
-                                                 on_lease_resumed=), random=Random())
+                                                 on_lease_resumed=), rng=Random())
     m.claim() -> SlotRecord          # HostNameInUse, NoFreeSlot; starts no thread
     m.predecessors -> tuple[int, ...]         # dead slots under this host's own name, to be recovered first
     m.start()                        # the heartbeat thread; m.beat() is one beat by hand, for simulators
@@ -37,7 +39,7 @@ The surface, in short (each name is exported by its module)::
     m.snapshot -> RegionSnapshot | None;  m.read_slot(slot) -> SlotView (fresh)
     m.post_request(kind, to_slot, target, argument=0) -> serial;  m.clear_request(serial)
     m.dead_slots() -> dict[int, DeathProof];  m.dead_slots_of_this_boot() -> tuple[int, ...]
-    m.begin_recovery(slot) -> SlotRecord      # the dead owner's record (its .holder names the incarnation to replay)
+    m.begin_recovery(slot, operator=False) -> SlotRecord      # its .holder names the incarnation to replay
     m.finish_recovery(slot);  m.hand_back(slot);  m.fail_recovery(slot)
     m.leave()                        # after the caller has flushed; ends the threads and frees the slot
     m.abandon()                      # ends the threads and leaves the slot as it is (R1 was broken, or a test's crash)

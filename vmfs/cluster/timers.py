@@ -1,6 +1,6 @@
 """The intervals of the heartbeat protocol, derived from the lease, and the inequalities that keep them safe.
 
-With the default lease of 16 s (docs/locking.md has the proofs): heartbeat I = 3 s, margin MG = 2 s, break time B = 20 s,
+With the default lease of 16 s (docs/locking.md has the proofs): heartbeat I = 3 s, margin MG = 2 s, break B = 20 s,
 validity of a lockless reader's map V = 5 s, quarantine of freed blocks Q = 6 s, clock drift rho = 1 %. Another lease
 scales them all. Stored in the superblock in microseconds: every host of a volume uses the same.
 """

@@ -120,28 +120,38 @@ class LockRecord:
         """Whoever holds it, in any mode."""
         return (self.owner,) if self.owner is not None else self.holders
 
-    def taken(self, by: Holder, mode: LockMode, *, version: int, flags: int = 0) -> LockRecord:
-        """The image in which `by` holds it alone, in `mode`, from lock version `version` on; its own mark is gone."""
+    def taken(
+        self,
+        by: Holder,
+        mode: LockMode,
+        *,
+        version: int,
+        beside: tuple[Holder, ...] = (),
+        flags: int = 0,
+    ) -> LockRecord:
+        """The image in which `by` holds it in `mode`, from lock version `version` on, beside the given sharers.
+
+        No waiter is marked in it: whoever still waits marks it again.
+        """
         listed = mode is not LockMode.EXCLUSIVE
-        mine = self.waiter == by
         return replace(
             self, mode=mode, version=version, stamp=self.stamp + 1, flags=flags,
-            owner=None if listed else by, holders=(by,) if listed else (),
-            waiter=None if mine else self.waiter, waiter_intent=LockMode.FREE if mine else self.waiter_intent,
+            owner=None if listed else by, holders=(*beside, by) if listed else (),
+            waiter=None, waiter_intent=LockMode.FREE,
         )  # fmt: skip
 
-    def joined(self, by: Holder, *, drop: frozenset[Holder] = frozenset()) -> LockRecord:
-        """The image with one more holder of a shared lock, without the holders in `drop`."""
-        holders = tuple(h for h in self.holders if h not in drop and h != by) + (by,)
-        taken = self.taken(by, self.mode, version=self.version + 1, flags=self.flags)
-        return replace(taken, holders=holders)
+    def without(self, *gone: Holder, version: int, value: bytes | None = None) -> LockRecord:
+        """The image without those holders: free when none is left. The waiter's mark stays: it says whose turn it is.
 
-    def given_up(self, by: Holder, *, value: bytes, grow_version: bool = False) -> LockRecord:
-        """The image without `by`: free, or held by the other sharers. The waiter's mark stays: it says whose turn."""
-        others = tuple(h for h in self.holders if h != by)
+        `value` replaces the value block.
+        """
+        owner = None if self.owner in gone else self.owner
+        others = tuple(h for h in self.holders if h not in gone)
+        held = owner is not None or others
         return replace(
-            self, mode=self.mode if others else LockMode.FREE, owner=None, holders=others, value=value, flags=0,
-            version=self.version + (1 if grow_version else 0), stamp=self.stamp + 1,
+            self, mode=self.mode if held else LockMode.FREE, owner=owner, holders=others,
+            flags=self.flags if held else 0, version=version, stamp=self.stamp + 1,
+            value=self.value if value is None else value,
         )  # fmt: skip
 
     def marked(self, waiter: Holder | None, intent: LockMode) -> LockRecord:

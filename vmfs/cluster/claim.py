@@ -1,0 +1,142 @@
+"""Finding and taking a free heartbeat slot, and refusing a second live mount under one host name.
+
+The claim is one compare-and-write of a FREE slot; whoever loses it tries the next one. A name is in use when a slot
+carries it whose owner is not known to be dead: a process of this boot that exists is alive and refused at once; an
+earlier boot of this machine is dead at once; of anything else the slot is watched for the break time, and refused as
+soon as it changes. Two mounts that start under one name at once take different slots; each looks again *after* its
+claim, so at least one sees the other and gives way (maybe both, and both look again after a random pause).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from vmfs.clock import Clock
+from vmfs.cluster.casio import swap_settled
+from vmfs.cluster.heartbeat import SentImage, SlotKeeper
+from vmfs.cluster.identity import HostIdentity, is_process_alive
+from vmfs.cluster.recovery import is_earlier_boot
+from vmfs.cluster.region import RegionSnapshot, SlotRegion
+from vmfs.cluster.timers import Timers
+from vmfs.cluster.watcher import Watcher
+from vmfs.errors import HostNameInUse, NoFreeSlot
+from vmfs.ondisk.lock import Holder
+from vmfs.ondisk.slot import SlotRecord, SlotState
+
+_TRIES: Final = 4  # of two mounts under one name that keep meeting
+_LOOKS_PER_INTERVAL: Final = 2  # at a slot that is being watched
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The slot that was taken, and the dead slots under the same name, to be recovered first."""
+
+    image: SentImage
+    predecessors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimer:
+    """One claim of one mount. Not for use by two threads."""
+
+    region: SlotRegion
+    identity: HostIdentity
+    timers: Timers
+    clock: Clock
+    watcher: Watcher
+    random: random.Random
+    volume_name: str
+
+    def claim(self) -> Claimed:
+        """Take a slot. May take the break time B when a slot under this name has to be watched.
+
+        Raises HostNameInUse, NoFreeSlot, DeviceError, DeviceGone.
+        """
+        for _ in range(_TRIES):
+            dead = self._prove_name_unused()
+            image = self._take_free_slot()
+            if not self._others_of_this_name(self.region.read_all(), dead, image.record.holder):
+                return Claimed(image, tuple(sorted(h.slot for h in dead)))
+            SlotKeeper(self.region, self.clock, image).free()
+            self.clock.sleep(self.random.uniform(0.0, self.timers.interval_s))
+        raise HostNameInUse(self.identity.name, self.volume_name, "another mount that is starting now; try again")
+
+    def _others_of_this_name(
+        self, snapshot: RegionSnapshot, dead: frozenset[Holder], mine: Holder | None
+    ) -> list[SlotRecord]:
+        return [
+            r
+            for r in snapshot.records
+            if r.host_name == self.identity.name and r.state is SlotState.LIVE
+            and r.holder != mine and r.holder not in dead
+        ]  # fmt: skip
+
+    def _prove_name_unused(self) -> frozenset[Holder]:
+        """The dead mounts under this name. Raises HostNameInUse as soon as one proves to be alive."""
+        dead: set[Holder] = set()
+        while True:
+            snapshot = self.region.read_all()
+            self.watcher.observe(snapshot)
+            known = frozenset(dead)
+            watched = []
+            for record in self._others_of_this_name(snapshot, known, None):
+                alive = is_process_alive(record, self.identity)
+                if alive:
+                    holder = f"process {record.pid} on this machine"
+                    raise HostNameInUse(self.identity.name, self.volume_name, holder)
+                silent = self.watcher.is_broken_by_silence(snapshot.views[record.slot], self.clock.now())
+                if alive is False or silent or is_earlier_boot(record, self.identity):
+                    dead.add(record.holder)
+                else:
+                    watched.append(record)
+            if not watched:
+                handed_back = (
+                    r.holder for r in snapshot.records
+                    if r.host_name == self.identity.name and r.state is SlotState.DEAD
+                )  # fmt: skip
+                return frozenset(dead.union(handed_back))
+            self._watch(watched)
+
+    def _watch(self, watched: list[SlotRecord]) -> None:
+        self.clock.sleep(self.timers.interval_s / _LOOKS_PER_INTERVAL)
+        for before in watched:
+            now_there = self.region.read(before.slot).record
+            if now_there is not None and now_there.holder == before.holder and now_there.sequence != before.sequence:
+                if now_there.state is not SlotState.LIVE:
+                    continue
+                holder = f"host UUID {before.host_uuid}, process {before.pid}, on another machine or boot"
+                raise HostNameInUse(self.identity.name, self.volume_name, holder)
+
+    def _take_free_slot(self) -> SentImage:
+        """Claim the first free slot; again from a fresh look while others are faster."""
+        for _ in range(self.region.count):
+            snapshot = self.region.read_all()
+            free = [v for v in snapshot.views if v.record is not None and v.record.state is SlotState.FREE]
+            if not free:
+                raise NoFreeSlot(self.volume_name, self.region.count, _census(snapshot))
+            for view in free:
+                record = self._claim_image(view.require())
+                raw = record.pack(self.region.sector_bytes)
+                submitted = self.clock.now()
+                if swap_settled(self.region.extents, view.address, view.raw, raw, clock=self.clock):
+                    return SentImage(record, raw, submitted)
+        raise NoFreeSlot(self.volume_name, self.region.count, "other hosts took every free one first")
+
+    def _claim_image(self, free: SlotRecord) -> SlotRecord:
+        me = self.identity
+        return SlotRecord(
+            free.address, free.volume_prefix, free.slot, SlotState.LIVE, free.incarnation + 1, free.sequence + 1,
+            host_name=me.name, host_uuid=me.host_uuid, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks,
+            pid_namespace=me.pid_namespace, wall_ns=self.clock.wall_ns(),
+            interval_us=self.timers.interval_us, lease_us=self.timers.lease_us,
+        )  # fmt: skip
+
+
+def _census(snapshot: RegionSnapshot) -> str:
+    counts = {state: sum(r.state is state for r in snapshot.records) for state in SlotState}
+    parts = [f"{count} {state.name.lower()}" for state, count in counts.items() if count]
+    if snapshot.damaged:
+        parts.append(f"{len(snapshot.damaged)} damaged")
+    return ", ".join(parts)

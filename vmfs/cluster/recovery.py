@@ -1,0 +1,184 @@
+"""Dead slots: how a death is proved, and the states that a dead slot goes through (rules R2 and R6).
+
+LIVE (dead) -> RECOVERING by (our slot, our incarnation) -> FREE with the next incarnation. A recoverer that cannot go
+on hands the slot back as DEAD; a replay that meets a bad block leaves it FAILED, for an operator. RECOVERING lives
+exactly as long as the recoverer's incarnation: it is overtaken only once that incarnation has itself been recovered.
+
+This version fences nothing at the storage: the break of a host of another machine rests on the break time alone (A1 of
+docs/locking.md), so writes of a paused host that wakes after it was broken are not stopped. A process of this very
+boot is never broken by silence while it exists: it must be gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from vmfs.clock import Clock
+from vmfs.cluster.casio import swap_settled
+from vmfs.cluster.identity import HostIdentity, is_process_alive
+from vmfs.cluster.region import RegionSnapshot, SlotRegion, SlotView
+from vmfs.cluster.watcher import Watcher
+from vmfs.errors import SlotNotDead
+from vmfs.ondisk.lock import Holder
+from vmfs.ondisk.slot import SlotRecord, SlotState
+
+
+class DeathProof(Enum):
+    """Why a slot may be recovered by this host, now."""
+
+    PROCESS_GONE = "its process, of this boot of this machine, has ended"
+    REBOOTED = "this machine has booted again since, under the same name"
+    SILENT = "it has not changed for the break time"
+    HANDED_BACK = "a recoverer handed it back as dead"
+    RECOVERER_GONE = "its recoverer was itself recovered"
+    OURS = "this host is recovering it already"
+    OPERATOR = "an operator ordered it"
+
+
+class Recovery:
+    """Proofs of death and the transitions of dead slots, on behalf of the mount that `me` names.
+
+    `_mutex` guards the record of what this mount recovers; it is not held over I/O. One slot must not be recovered by
+    two threads at a time: the caller sees to that.
+    """
+
+    def __init__(
+        self,
+        region: SlotRegion,
+        identity: HostIdentity,
+        watcher: Watcher,
+        clock: Clock,
+        volume_name: str,
+        me: Callable[[], Holder],
+        check_lease: Callable[[], None],
+    ) -> None:
+        self._region = region
+        self._identity = identity
+        self._watcher = watcher
+        self._clock = clock
+        self._volume = volume_name
+        self._me = me
+        self._check_lease = check_lease
+        self._mutex = threading.Lock()
+        self._begun: dict[int, Holder] = {}
+
+    def proof(self, view: SlotView, now: float) -> DeathProof | None:
+        """Why this slot is dead, as far as this host can tell at `now`; None when it lives, is free, or who knows."""
+        record = view.record
+        if record is None or record.holder == self._me():
+            return None
+        if record.state is SlotState.LIVE:
+            return self._proof_of_live(record, view, now)
+        if record.state is SlotState.DEAD:
+            return DeathProof.HANDED_BACK
+        if record.state is SlotState.RECOVERING and record.recoverer is not None:
+            if record.recoverer == self._me():
+                return DeathProof.OURS
+            recoverer = self._region.read(record.recoverer.slot).record
+            if recoverer is not None and recoverer.incarnation > record.recoverer.incarnation:
+                return DeathProof.RECOVERER_GONE
+        return None
+
+    def _proof_of_live(self, record: SlotRecord, view: SlotView, now: float) -> DeathProof | None:
+        alive = is_process_alive(record, self._identity)
+        if alive is not None:
+            return None if alive else DeathProof.PROCESS_GONE
+        if is_earlier_boot(record, self._identity):
+            return DeathProof.REBOOTED
+        return DeathProof.SILENT if self._watcher.is_broken_by_silence(view, now) else None
+
+    def dead(self, snapshot: RegionSnapshot) -> dict[int, DeathProof]:
+        """The slots of the snapshot that this host may recover now."""
+        now = self._clock.now()
+        proofs = ((view.slot, self.proof(view, now)) for view in snapshot.views)
+        return {slot: proof for slot, proof in proofs if proof is not None}
+
+    def recoverable(self, slot: int) -> int | None:
+        """Which slot to recover first so that `slot` becomes free: itself, or its dead recoverer; None: not yet."""
+        for _ in range(self._region.count):
+            view = self._region.read(slot)
+            if self.proof(view, self._clock.now()) is not None:
+                return slot
+            if view.record is None or view.record.recoverer is None:
+                return None
+            slot = view.record.recoverer.slot
+        return None
+
+    def begin(self, slot: int, *, operator: bool = False) -> SlotRecord:
+        """Take a dead slot as RECOVERING by this mount and return the dead owner's record.
+
+        `operator` allows a FAILED slot too. Raises SlotNotDead, LeaseExpired, LeaseLost, DamagedBlock, DeviceError,
+        DeviceGone.
+        """
+        view = self._region.read(slot)
+        record = view.require()
+        proof = self.proof(view, self._clock.now())
+        if proof is None and operator and record.state is SlotState.FAILED:
+            proof = DeathProof.OPERATOR
+        if proof is None:
+            raise SlotNotDead(self._volume, slot, f"it is {record.state.name} and not known to be dead")
+        if proof is not DeathProof.OURS:
+            taken = record.turned(SlotState.RECOVERING, self._me())
+            if not self._swap(slot, view.raw, taken):
+                raise SlotNotDead(self._volume, slot, "it changed meanwhile")
+            record = taken
+        with self._mutex:
+            self._begun[slot] = record.holder
+        return record
+
+    def finish(self, slot: int) -> None:
+        """Free a slot whose journal this mount has replayed and flushed: its locks are void from now on.
+
+        Raises SlotNotDead when it is not being recovered by this mount, and as `begin` does.
+        """
+        self._leave_recovering(slot, lambda r: r.freed(self._clock.wall_ns()))
+
+    def hand_back(self, slot: int) -> None:
+        """Leave the recovery of a slot to another host. Raises as `finish`."""
+        self._leave_recovering(slot, lambda r: r.turned(SlotState.DEAD))
+
+    def fail(self, slot: int) -> None:
+        """Mark a slot whose journal cannot be replayed, for an operator. Raises as `finish`."""
+        self._leave_recovering(slot, lambda r: r.turned(SlotState.FAILED))
+
+    def hand_back_all(self) -> None:
+        """Hand back whatever this mount has not finished."""
+        with self._mutex:
+            slots = list(self._begun)
+        for slot in slots:
+            self.hand_back(slot)
+
+    def _leave_recovering(self, slot: int, turn: Callable[[SlotRecord], SlotRecord]) -> None:
+        with self._mutex:
+            begun = self._begun.get(slot)
+        view = self._region.read(slot)
+        record = view.require()
+        if begun is None or record.recoverer != self._me() or record.holder != begun:
+            raise SlotNotDead(self._volume, slot, f"it is {record.state.name}, and not in recovery by this mount")
+        new = turn(record)
+        if not self._swap(slot, view.raw, new):
+            # The answer to our image may have been lost, and another host have gone on from it.
+            found = self._region.read(slot).require()
+            if found.recoverer == self._me() or found.sequence <= new.sequence:
+                raise SlotNotDead(self._volume, slot, "it changed meanwhile")
+        with self._mutex:
+            self._begun.pop(slot, None)
+
+    def _swap(self, slot: int, old: bytes, new: SlotRecord) -> bool:
+        raw = new.pack(self._region.sector_bytes)
+        address = self._region.address(slot)
+        return swap_settled(
+            self._region.extents, address, old, raw, clock=self._clock, before_each=self._check_lease
+        )
+
+
+def is_earlier_boot(record: SlotRecord, here: HostIdentity) -> bool:
+    """Whether the slot was this very machine's, under this name, before it booted again.
+
+    The name must be the same too: machines cloned with their machine-id would else break one another.
+    """
+    return (
+        record.host_name == here.name and record.host_uuid == here.host_uuid and record.boot_id != here.boot_id
+    )
