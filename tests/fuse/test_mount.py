@@ -18,7 +18,7 @@ from vmfs.fuse.errors import (
     NotMounted,
     NotRoot,
 )
-from vmfs.fuse.mount import MountOptions, list_mounts, mount, mounted_at, unmount
+from vmfs.fuse.mount import MountOptions, list_mounts, mount, mounted_at, raise_read_ahead, unmount
 
 
 def test_how_a_mount_appears(serve: Serve) -> None:
@@ -62,6 +62,19 @@ def test_twice_at_one_place(serve: Serve) -> None:
     ram = serve()
     with pytest.raises(MountPointInUse, match="vmfs:ram is mounted"):
         mount(str(ram.path), "other")
+
+
+def test_read_ahead_fills_whole_requests(serve: Serve) -> None:
+    ram = serve()
+    assert raise_read_ahead(str(ram.path))
+    Path(ram / "f").write_bytes(bytes(8 << 20))
+    ram.fs.sizes.clear()
+    with open(ram / "f", "rb", buffering=0) as f:
+        while f.read(1 << 17):
+            pass
+    assert max(ram.fs.sizes) == 1 << 20
+    with pytest.raises(NotMounted):
+        raise_read_ahead("/nowhere")
 
 
 def test_no_fuse_device(tmp_path: Path) -> None:

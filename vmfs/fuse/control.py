@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ THREADS_MAX = 256
 With as many waiting the volume is in trouble anyway, and the rest queues."""
 
 IDLE_S = 10.0
-"""How long a thread beyond the base waits for work before it ends."""
+"""Threads beyond the base end when for so long there was always one free."""
 
 
 class ControlPool:
@@ -25,7 +26,9 @@ class ControlPool:
     One lock (`_lock`, with the condition `_wake`) guards the queue and the counts; no job runs under it.
     """
 
-    def __init__(self, base: int, name: str, *, limit: int = THREADS_MAX) -> None:
+    def __init__(
+        self, base: int, name: str, *, limit: int = THREADS_MAX, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._base = base
         self._limit = max(base, limit)
         self._name = name
@@ -36,21 +39,37 @@ class ControlPool:
         self._idle = 0
         self._started = 0
         self._alive = 0
+        self._clock = clock
+        self._short_at = clock()
         self._closed = False
 
     def submit(self, job: Job) -> None:
-        """Queue a job; it must not raise. After `close` it is dropped: nobody is left to be answered."""
+        """Queue a job; it must not raise. After `close` it is dropped: nobody is left to be answered.
+
+        Raises RuntimeError when not one thread can be started.
+        """
         with self._lock:
             if self._closed:
                 return
             self._queue.append(job)
+            if self._idle < len(self._queue):
+                self._short_at = self._clock()
             if self._idle >= len(self._queue) or self._alive >= self._limit:
                 self._wake.notify()
                 return
             self._alive += 1
             self._started += 1
             number = self._started
-        threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True).start()
+        except RuntimeError:
+            # The process is at its limit of threads: the job waits for one of those that run.
+            with self._lock:
+                self._alive -= 1
+                if self._alive == 0:
+                    self._queue.clear()
+                    raise
+            log.warning("no thread for a control job (%d run): it waits", number - 1)
 
     def close(self) -> None:
         """Run what is queued, end all threads, and wait for them."""
@@ -63,13 +82,12 @@ class ControlPool:
     def _next(self) -> Job | None:
         with self._lock:
             while not self._queue:
-                if self._closed:
+                surplus = self._alive > self._base
+                if self._closed or (surplus and self._clock() - self._short_at >= IDLE_S):
                     return None
                 self._idle += 1
-                woken = self._wake.wait(None if self._alive <= self._base else IDLE_S)
+                self._wake.wait(IDLE_S if surplus else None)
                 self._idle -= 1
-                if not woken and not self._queue and self._alive > self._base:
-                    return None
             return self._queue.popleft()
 
     def _run(self) -> None:

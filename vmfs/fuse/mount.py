@@ -30,6 +30,10 @@ from vmfs.fuse.protocol import MAX_WRITE_BYTES
 FUSE_DEVICE = "/dev/fuse"
 FSTYPE = "fuse.vmfs"
 MOUNTINFO = "/proc/self/mountinfo"
+BDI_READ_AHEAD = "/sys/class/bdi/{device}/read_ahead_kb"
+READ_AHEAD_KIB = 1024
+"""Read-ahead of buffered readers: one full request. The kernel's 128 KiB cannot be raised at INIT, and reads a
+file at a third of the speed (measured: 490 MiB/s, at 1024 KiB 1,340)."""
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -145,6 +149,23 @@ def mount(target: str, label: str, options: MountOptions | None = None, *, devic
         os.close(fd)
         raise MountRefused(source, path, os.strerror(number))
     return fd
+
+
+def raise_read_ahead(target: str, kib: int = READ_AHEAD_KIB) -> bool:
+    """Set the read-ahead of the mount at `target`, once its session has started (INIT resets it).
+
+    False when it could not be set (a read-only /sys, as in containers): everything works, sequential buffered reads
+    are slower. Raises NotMounted.
+    """
+    present = mounted_at(os.path.realpath(target))
+    if present is None:
+        raise NotMounted(target)
+    try:
+        with open(BDI_READ_AHEAD.format(device=present.device), "w", encoding="ascii") as knob:
+            knob.write(str(kib))
+    except OSError:
+        return False
+    return True
 
 
 def unmount(target: str, *, lazy: bool = False, force: bool = False) -> None:
