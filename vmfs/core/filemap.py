@@ -166,10 +166,3 @@ class MapWriter:
                 return node
             holder, pointers = node, node.pointers
             position = index // span(level - 1) % POINTERS_PER_NODE
-
-    def drop_node(self, op: Operation, node: NodeObject, group: int) -> None:
-        """Free a node's unit in a group that is held."""
-        self._groups.free_unit(op, node.address, group)
-        op.drop(node)
-        self._store.remove(node)
-        op.on_undo(lambda: self._store.put(node))

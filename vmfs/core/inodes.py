@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from errno import EBUSY, ESTALE
 from typing import Final, TypeVar
 
-from vmfs.cluster.locks import LockRequest
+from vmfs.cluster.locktable import LockRequest
 from vmfs.core.filemap import NodeSource
 from vmfs.core.objects import InodeObject, NodeObject
 from vmfs.core.state import BELIEVE_SECONDS, LOCK_WAIT_SECONDS, Core

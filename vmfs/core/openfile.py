@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from vmfs.cluster.locks import Tenure
+from vmfs.cluster.locktable import Tenure
 from vmfs.core.groups import Run
 from vmfs.core.inodes import Inodes, stale
 from vmfs.core.state import BELIEVE_SECONDS, Core
@@ -32,7 +32,7 @@ class OpenFile:
 
     __slots__ = (
         "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned", "refresh_mutex", "reserve",
-        "since", "size", "slow_mutex", "tenure", "touched", "version", "view", "writers",
+        "since", "size", "slow_mutex", "touched", "version", "view", "writers",
     )  # fmt: skip
 
     def __init__(self, core: Core, inodes: Inodes, number: int, generation: int) -> None:
@@ -45,7 +45,6 @@ class OpenFile:
         self.size = 0
         self.handles = 0
         self.writers = 0
-        self.tenure: Tenure | None = None
         self.owned = False
         self.gated = False
         self.touched = False
@@ -61,23 +60,30 @@ class OpenFile:
     def _load(self, index: int) -> array[int]:
         return self._inodes.flat_leaf(self._inodes.look(self.number), index)
 
-    def own(self, tenure: Tenure) -> None:
-        """A first writer has taken the lock; the control mutex is held. OSError(ESTALE) when the file is no more."""
-        inode = self._inodes.owned(self.number, self.generation).inode
-        self.view.reset()
-        self.size = inode.size
-        self.version = inode.version
-        self.tenure = tenure
-        self.owned = True
+    def start_writing(self) -> None:
+        """One more writer, whose pin keeps the lock; the control mutex is held. OSError(ESTALE): removed."""
+        if not self.writers:
+            inode = self._inodes.owned(self.number, self.generation).inode
+            self.view.reset()
+            self.size = inode.size
+            self.version = inode.version
+            self.owned = True
+        self.writers += 1
 
-    def disown(self) -> None:
-        """The last writer is gone; the control mutex is held."""
+    def end_writing(self) -> None:
+        """One writer less; the control mutex is held."""
+        self.writers -= 1
+        if self.writers:
+            return
+        self.drop_reserve()
+        self.owned = False
+        self.since = -1e18
+
+    def drop_reserve(self) -> None:
+        """Give promised blocks back; the control mutex is held."""
         for run in self.reserve:
             self.core.groups.take_back(run)
         self.reserve = []
-        self.owned = False
-        self.tenure = None
-        self.since = -1e18
 
     def refresh(self) -> None:
         """Make sure that a reader without the lock knows the file as of BELIEVE_SECONDS ago at most.
@@ -114,7 +120,12 @@ class Handle:
 
     file: OpenFile
     flags: int
-    writes: bool
+    tenure: Tenure | None
+    """The pin on the file's lock of one that may write."""
+
+    @property
+    def writes(self) -> bool:
+        return self.tenure is not None
 
 
 @dataclass(slots=True)
@@ -127,23 +138,26 @@ class OpenFiles:
     """By data thread: the file into which it is writing."""
     next_fh: int = 1
 
+    def get(self, core: Core, inodes: Inodes, number: int, generation: int) -> OpenFile:
+        """The open file of an inode, made when it is not open; give it back with `put`. The control mutex is held."""
+        file = self.table.get(number)
+        if file is None or file.generation != generation:
+            file = self.table[number] = OpenFile(core, inodes, number, generation)
+        file.handles += 1
+        return file
+
+    def put(self, file: OpenFile) -> None:
+        """The counterpart of `get`; the control mutex is held."""
+        file.handles -= 1
+        if not file.handles and self.table.get(file.number) is file:
+            del self.table[file.number]
+
     def add(self, handle: Handle) -> int:
-        """A number for a new handle."""
+        """A number for a new handle; the control mutex is held."""
         fh = self.next_fh
         self.next_fh += 1
         self.handles[fh] = handle
-        handle.file.handles += 1
-        self.table[handle.file.number] = handle.file
         return fh
-
-    def remove(self, fh: int) -> Handle | None:
-        """Forget a handle, and its file with the last one."""
-        handle = self.handles.pop(fh, None)
-        if handle is not None:
-            handle.file.handles -= 1
-            if not handle.file.handles and self.table.get(handle.file.number) is handle.file:
-                del self.table[handle.file.number]
-        return handle
 
     @contextmanager
     def closed_gate(self, file: OpenFile) -> Iterator[None]:

@@ -84,6 +84,34 @@ class SlowWriter:
             except NeedRoom as need:
                 self._space.ensure(need.blocks)
 
+    # -- parts of other operations: `slow_mutex` is held and the gate closed --------------------------
+
+    def copy_up(self, file: OpenFile, block: int) -> None:
+        """Make an inherited block the file's own, its content unchanged. Raises NoSpace, DeviceError."""
+        while True:
+            try:
+                with self._promised(file, block, block, 0) as pieces:
+                    memory = self._core.scratch.take(self._core.block_bytes)
+                    self._fill(file, block, memory)
+                    self._core.membership.check_lease()
+                    self._core.data.write(pieces[0].address, memory)
+                    self._space.run(lambda op: self._commit(op, file, pieces, 0))
+                return
+            except NeedRoom as need:
+                self._space.ensure(need.blocks)
+
+    def zero_in_block(self, address: int, low: int, high: int) -> None:
+        """Write zeros to bytes `low` to `high` of the written block at `address`. Raises DeviceError."""
+        start, end = low & -self._sector, -(-high // self._sector) * self._sector
+        memory = self._core.scratch.take(end - start)
+        for edge in {start, end - self._sector}:
+            self._core.data.read(address + edge, memory[edge - start : edge - start + self._sector])
+        memory[low - start : high - start] = bytes(high - low)
+        if end - start > 2 * self._sector:
+            memory[self._sector : -self._sector] = bytes(end - start - 2 * self._sector)
+        self._core.membership.check_lease()
+        self._core.data.write(address + start, memory)
+
     # -- one write, `slow_mutex` held --------------------------------------------------------------
 
     def _write(self, file: OpenFile, data: memoryview, offset: int) -> None:
