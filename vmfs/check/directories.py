@@ -1,0 +1,238 @@
+"""The tree of directories: every name hashed to its place, every entry leading to what it says, every link counted."""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from vmfs.check.findings import Kind, Report
+from vmfs.check.inodes import InodeFacts, Inodes
+from vmfs.check.maps import Maps
+from vmfs.check.source import Source
+from vmfs.check.space import Space
+from vmfs.errors import DamagedBlock, DeviceError
+from vmfs.ondisk import directory
+from vmfs.ondisk.directory import DirectoryBlock, Entry, name_hash
+from vmfs.ondisk.inode import Inode, inode_address
+from vmfs.ondisk.node import ADDRESS_MASK, WRITTEN
+
+_STATE_AND_RESERVED = 0xFFF
+
+
+def bucket_of(hash_: int, level: int, split: int) -> int:
+    """The bucket of a hash in a table of that level and split point."""
+    bucket = hash_ & ((1 << level) - 1)
+    return hash_ & ((2 << level) - 1) if bucket < split else bucket
+
+
+def bucket_bits(bucket: int, level: int, split: int) -> int:
+    """How many bits of the hash decide that bucket."""
+    return level + 1 if bucket < split or bucket >= 1 << level else level
+
+
+class Directories:
+    """Walks the tree from the root. What it claims goes to `space`."""
+
+    def __init__(self, source: Source, space: Space, maps: Maps, inodes: Inodes, report: Report) -> None:
+        self._source = source
+        self._space = space
+        self._maps = maps
+        self._inodes = inodes
+        self._report = report
+        self._names: Counter[int] = Counter()
+        self._subdirectories: Counter[int] = Counter()
+        self._found_in: dict[int, int] = {}
+        self.complete = True
+        """Every directory block could be read."""
+
+    def check(self, step: Callable[[int, int], None]) -> None:
+        """Walk all directories, those that no name leads to as well; `step` gets (directories done, all)."""
+        facts = self._inodes.facts
+        root = self._source.volume.superblock.root_inode
+        everything = [n for n, f in facts.items() if f.is_directory]
+        self._report.counts.directories = len(everything)
+        found = facts.get(root)
+        if root not in self._inodes.damaged and (found is None or not found.is_directory):
+            self._report.add(
+                Kind.INODE_STATE_WRONG, f"the root, inode {root}, is no directory in use",
+                address=inode_address(root), inode=root,
+            )  # fmt: skip
+        for done, number in enumerate(everything, 1):
+            self._directory(facts[number])
+            step(done, len(everything))
+        self._check_reachable(root)
+        self._check_links(root)
+
+    # -- one directory -----------------------------------------------------------------------------
+
+    def _directory(self, facts: InodeFacts) -> None:
+        try:
+            inode = self._inodes.read(facts.number)
+        except (DamagedBlock, DeviceError):
+            self.complete = False  # it was readable a moment ago: the storage is failing, and says so elsewhere
+            return
+        if inode.level > 62 or inode.split >= 1 << inode.level:
+            message = f"directory {inode.number} has split point {inode.split} at level {inode.level}"
+            self._add(Kind.DIRECTORY_SHAPE_WRONG, message, inode)
+            self.complete = False
+            return
+        count = 0
+        whole = True
+        for bucket, pointer in self._buckets(inode):
+            names: set[bytes] = set()
+            for address, block in self._chain(inode, bucket, pointer):
+                if block is None:
+                    whole = False
+                    continue
+                self._check_block(inode, bucket, address, block, names)
+                count += len(block.entries)
+        if not whole:
+            self.complete = False
+        elif count != inode.entry_count:
+            message = f"directory {inode.number} counts {inode.entry_count} names and has {count}"
+            self._add(Kind.ENTRY_COUNT_WRONG, message, inode)
+        self._report.counts.entries += count
+
+    def _buckets(self, inode: Inode) -> Iterator[tuple[int, int]]:
+        total = (1 << inode.level) + inode.split
+        pointers: array[int]
+        for first, pointers in self._maps.leaves(inode):
+            for at, pointer in enumerate(pointers):
+                if not pointer:
+                    continue
+                bucket = first + at
+                if bucket >= total or pointer & _STATE_AND_RESERVED != WRITTEN:
+                    what = f"bucket {bucket} of directory {inode.number}: "
+                    problem = f"there are only {total} buckets" if bucket >= total else f"pointer {pointer:#x}"
+                    self._add(Kind.DIRECTORY_SHAPE_WRONG, what + problem, inode)
+                    continue
+                yield bucket, pointer & ADDRESS_MASK
+
+    def _chain(self, inode: Inode, bucket: int, address: int) -> Iterator[tuple[int, DirectoryBlock | None]]:
+        """The blocks of one bucket; None for one that cannot be read (and ends the chain)."""
+        what = f"block of bucket {bucket}"
+        while address:
+            # A chain that comes back to itself, or into another, meets a unit that is claimed already.
+            if not self._space.claim_units(address, 1, what, inode.number):
+                yield address, None
+                return
+            block = self._read_block(inode, bucket, address)
+            yield address, block
+            address = block.overflow if block is not None else 0
+
+    def _read_block(self, inode: Inode, bucket: int, address: int) -> DirectoryBlock | None:
+        try:
+            return directory.parse(
+                self._source.unit(address), address, self._source.volume.uuid, inode.map_id, bucket
+            )
+        except DamagedBlock as error:
+            kind, problem = Kind.DIRECTORY_DAMAGED, error.what
+        except DeviceError as error:
+            kind, problem = Kind.READ_FAILED, str(error)
+        message = f"directory {inode.number}, bucket {bucket}: {problem}"
+        self._report.add(kind, message, address=address, inode=inode.number)
+        return None
+
+    def _check_block(
+        self, inode: Inode, bucket: int, address: int, block: DirectoryBlock, names: set[bytes]
+    ) -> None:
+        if block.bits != bucket_bits(bucket, inode.level, inode.split):
+            message = f"directory {inode.number}: a block of bucket {bucket} stands for {block.bits} bits of the hash"
+            self._report.add(Kind.DIRECTORY_SHAPE_WRONG, message, address=address, inode=inode.number)
+        for entry in block.entries.values():
+            problem = None
+            if entry.name in (b".", b".."):
+                problem = "no directory holds that name"
+            elif entry.hash != name_hash(entry.name, inode.seed):
+                problem = "its hash is wrong"
+            elif bucket_of(entry.hash, inode.level, inode.split) != bucket:
+                problem = f"it is in bucket {bucket}, where nobody looks for it"
+            elif entry.name in names:
+                problem = "it is there twice"
+            if problem:
+                message = f"{_name(entry)} in directory {inode.number}: {problem}"
+                self._report.add(Kind.ENTRY_WRONG, message, address=address, inode=entry.inode)
+            names.add(entry.name)
+            self._check_entry(inode, address, entry)
+
+    def _check_entry(self, inode: Inode, address: int, entry: Entry) -> None:
+        target = self._inodes.facts.get(entry.inode)
+        problem = None
+        if entry.inode in self._inodes.damaged:
+            problem = "is damaged"
+        elif target is None:
+            problem = "is not in use"
+        elif target.is_layer:
+            problem = "is a layer"
+        elif target.generation != entry.generation:
+            problem = f"is of generation {target.generation} now, not {entry.generation}"
+        elif stat.S_IFMT(target.mode) >> 12 != entry.type:
+            problem = f"is of type {stat.S_IFMT(target.mode) >> 12}, not {entry.type}"
+        if problem or target is None:
+            message = f"{_name(entry)} in directory {inode.number} leads to inode {entry.inode}, which {problem}"
+            self._report.add(Kind.ENTRY_DANGLING, message, address=address, inode=entry.inode)
+            return
+        self._names[entry.inode] += 1
+        if target.is_directory:
+            self._subdirectories[inode.number] += 1
+            self._found_in[entry.inode] = inode.number
+
+    # -- all of them -------------------------------------------------------------------------------
+
+    def _check_reachable(self, root: int) -> None:
+        """Directories whose way up does not end at the root: a cycle, or a lost subtree's top."""
+        reaches: set[int] = {root}
+        for start in self._found_in:
+            path: dict[int, None] = {}  # in order, and quick to look up
+            at: int | None = start
+            while at is not None and at not in reaches and at not in path:
+                path[at] = None
+                at = self._found_in.get(at)
+            if at in path:
+                message = f"directory {at} lies within itself: no name from the root leads to it"
+                self._report.add(Kind.INODE_LOST, message, address=inode_address(at), inode=at)
+            reaches.update(path)
+
+    def _check_links(self, root: int) -> None:
+        for number, facts in self._inodes.facts.items():
+            if facts.is_layer:
+                continue
+            names = self._names[number] + (1 if number == root else 0)
+            if not names:
+                # With a directory that cannot be read, its names are gone, and not the files' fault.
+                if facts.nlink and self.complete:
+                    self._lost(facts)
+                continue
+            if facts.is_directory:
+                self._check_directory_links(facts, root, names)
+            elif facts.nlink != names and (self.complete or facts.nlink < names):
+                message = f"inode {number} counts {facts.nlink} names and has {names}"
+                self._report.add(Kind.LINKS_WRONG, message, address=inode_address(number), inode=number)
+
+    def _lost(self, facts: InodeFacts) -> None:
+        kind = "directory" if facts.is_directory else "inode"
+        message = f"no name leads to {kind} {facts.number}, which counts {facts.nlink}"
+        self._report.add(Kind.INODE_LOST, message, address=inode_address(facts.number), inode=facts.number)
+
+    def _check_directory_links(self, facts: InodeFacts, root: int, names: int) -> None:
+        number = facts.number
+        wanted = 2 + self._subdirectories[number]
+        if names > 1:
+            message = f"{names} names lead to directory {number}"
+            self._report.add(Kind.LINKS_WRONG, message, address=inode_address(number), inode=number)
+        elif facts.nlink != wanted and self.complete:
+            message = f"directory {number} counts {facts.nlink} links and has {wanted}"
+            self._report.add(Kind.LINKS_WRONG, message, address=inode_address(number), inode=number)
+        home = root if number == root else self._found_in[number]
+        if facts.directory_parent != home:
+            message = f"directory {number} says that it lies in {facts.directory_parent}, and lies in {home}"
+            self._report.add(Kind.PARENT_WRONG, message, address=inode_address(number), inode=number)
+
+    def _add(self, kind: Kind, message: str, inode: Inode) -> None:
+        self._report.add(kind, message, address=inode_address(inode.number), inode=inode.number)
+
+
+def _name(entry: Entry) -> str:
+    return repr(entry.name.decode("utf-8", "backslashreplace"))
