@@ -162,7 +162,8 @@ def parse(block: bytes | memoryview, number: int, volume: bytes) -> Inode:
     root = array("Q")
     root.frombytes(block[_ROOT:_TAIL])
     tail = bytes(block[_TAIL : _TAIL + xattr_bytes + inline_bytes])
-    inode = Inode(number, *f[:26], f[29])
+    inode = Inode(number, *f[:26])
+    inode.shared_blocks = f[29]
     inode.root = root
     inode.xattrs = _parse_xattrs(tail[:xattr_bytes], address)
     inode.inline = tail[xattr_bytes:]

@@ -2,7 +2,8 @@
 
 `journal_bytes` a slot, at the superblock's `journals_address` + slot * journal_bytes. Blocks 0 and 1 hold the journal's
 header, written in turns so that a torn one leaves the other; the valid one of the highest incarnation, then generation,
-counts. The other blocks are a ring of records. Covered by the slot: only its live incarnation, or its recoverer, writes.
+counts. The other blocks are a ring of records. Covered by the slot: only its live incarnation, or its recoverer,
+writes.
 
 Header block (role = slot), after the common header:
 
