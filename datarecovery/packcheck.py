@@ -16,12 +16,16 @@ _WHOLE = (0, 1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A range of a pack, in bytes, and what is wrong with it. `harmless`: what lies there can be read all the same."""
+    """A range of a pack, in bytes, and what is wrong with it.
+
+    `harmless`: what lies there can be read all the same. `if_used`: wrong only if something should lie there.
+    """
 
     begin: int
     end: int
     detail: str
     harmless: bool = False
+    if_used: bool = False
 
     def touches(self, place: Location) -> bool:
         """Whether a record lies in the range."""
@@ -43,6 +47,9 @@ def check_pack(store: Store, number: int, unsealed_allowed: bool, quick: bool) -
     try:
         reader = pack.PackReader(store.root / "packs", store.config.store, number)
     except DamagedPackError as error:
+        path = pack.path_of(store.root / "packs", number)
+        if unsealed_allowed and not (path.exists() and path.stat().st_size > pack.HEADER_BYTES):
+            return PackReport(number, (), 0, 0)  # just being created, or left so by a crash: nothing is in it
         return PackReport(number, (Damage(*_WHOLE, str(error)),), 0, 0)
     try:
         damage: list[Damage] = []
@@ -59,7 +66,7 @@ def check_pack(store: Store, number: int, unsealed_allowed: bool, quick: bool) -
             entries = reader.scan()
         if unchecked_from is not None:
             detail = f"pack {reader.path}: what lies from byte {unchecked_from} on cannot be read"
-            damage.append(Damage(unchecked_from, _WHOLE[1], detail))
+            damage.append(Damage(unchecked_from, _WHOLE[1], detail, if_used=True))
         count = 0
         if not quick:
             count = _check_records(reader, entries, damage)

@@ -7,7 +7,6 @@ Manifests are listed first, so that a backup that goes on meanwhile is never rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -18,7 +17,6 @@ from datarecovery.errors import DamagedError, DamagedIndexError, DataRecoveryErr
 from datarecovery.packcheck import Damage, PackReport, check_pack
 from datarecovery.store import pack, recovery
 from datarecovery.store.manifest import Disk, Manifest
-from datarecovery.store.pack import Location
 from datarecovery.store.record import ZERO_ID
 from datarecovery.store.store import ChunkReader, Store
 from datarecovery.tree import FANOUT, TreeReader
@@ -74,10 +72,10 @@ class _Verification:
         self._tell = tell
         self._threads = threads
         self._report = Report()
-        self._places: dict[int, list[tuple[Damage, Finding]]] = {}
+        self._places: dict[int, list[Damage]] = {}
         self._by_key: dict[str, Finding] = {}
         self._sound: set[tuple[bytes, int, int]] = set()
-        self._end_of = lru_cache(8192)(self._pack_end)
+        self._end_of = lru_cache(8192)(partial(_pack_end, store.root / "packs"))
 
     def run(self) -> Report:
         manifests = self._manifests()
@@ -164,20 +162,14 @@ class _Verification:
                 self._tell(self._report.bytes_read, sizes)
 
     def _note(self, one: PackReport) -> None:
-        for damage in one.damage[:_PLACES_LIMIT]:
-            finding = self._find("pack", damage.detail, damage.harmless)
-            self._places.setdefault(one.number, []).append((damage, finding))
-        if len(one.damage) > _PLACES_LIMIT:
-            detail = f"pack {one.number:010x}: {len(one.damage)} damaged places"
-            whole = Damage(0, 1 << 62, detail)
-            self._places[one.number] = [(whole, self._find("pack", detail))]
-
-    def _pack_end(self, number: int) -> int:
-        """The size of a pack in bytes, -1 when it is not there."""
-        try:
-            return pack.path_of(self._store.root / "packs", number).stat().st_size
-        except OSError:
-            return -1
+        damage = one.damage
+        if len(damage) > _PLACES_LIMIT:
+            damage = (Damage(0, 1 << 62, f"pack {one.number:010x}: {len(damage)} damaged places"),)
+        for part in damage:
+            if not part.if_used:
+                self._find("pack", part.detail, part.harmless)
+        if damage:
+            self._places[one.number] = list(damage)
 
     def _walk_disk(self, one: Manifest, disk: Disk, reader: ChunkReader) -> None:
         try:
@@ -227,14 +219,18 @@ class _Verification:
             self._blame(one, "pack", f"pack {path} is missing" if end < 0 else f"pack {path} is cut short")
             return False
         sound = True
-        for damage, finding in self._damage_at(place):
-            finding.points.add(one.id)
-            if not damage.harmless:
-                self._report.damaged_points[one.id] = one.vm
-                sound = False
+        for damage in self._places.get(place.pack, ()):
+            if damage.touches(place):
+                self._find("pack", damage.detail, damage.harmless).points.add(one.id)
+                if not damage.harmless:
+                    self._report.damaged_points[one.id] = one.vm
+                    sound = False
         return sound
 
-    def _damage_at(self, place: Location) -> Iterator[tuple[Damage, Finding]]:
-        for damage, finding in self._places.get(place.pack, ()):
-            if damage.touches(place):
-                yield damage, finding
+
+def _pack_end(packs: Path, number: int) -> int:
+    """The size of a pack in bytes, -1 when it is not there."""
+    try:
+        return pack.path_of(packs, number).stat().st_size
+    except OSError:
+        return -1

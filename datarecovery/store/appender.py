@@ -31,20 +31,22 @@ class PackAppender:
 
     `_lock` guards the open pack and its end, and is held while records go to the page cache, so that records follow
     each other without gaps; sealing, with its fsync, is done outside it by whichever thread filled the pack.
-    `created` is told the number of a new pack before the first record goes into it.
+    `announce` is told the number of a pack before it is created.
     """
 
     def __init__(
-        self, packs: Path, store: uuid.UUID, session: uuid.UUID, created: Callable[[int], None]
+        self, packs: Path, store: uuid.UUID, session: uuid.UUID, announce: Callable[[int], None]
     ) -> None:
         self._packs = packs
         self._store = store
         self._session = session
-        self._created = created
+        self._announce = announce
         self._lock = threading.Lock()
         self._open: _OpenPack | None = None
         self._next = 0
-        self._broken = False
+        self._failure: OSError | None = None
+        self.own: set[int] = set()
+        """The numbers of the packs that this session has created."""
 
     def append(self, records: Sequence[record.Encoded]) -> tuple[list[Location], list[Entry]]:
         """Append records; where they lie, and the entries of a pack that this call sealed.
@@ -54,15 +56,15 @@ class PackAppender:
         full: _OpenPack | None = None
         try:
             with self._lock:
-                if self._broken:
-                    raise OSError(5, "an earlier write of this session failed")
+                if self._failure:
+                    raise self._failure  # the first error is the one to tell, whichever thread tells it
                 current = self._open or self._start()
                 places = self._write(current, records)
                 if current.end >= pack.FULL_BYTES:
                     full, self._open = current, None
             return places, self._seal(full) if full else []
         except OSError as error:
-            self._broken = True
+            self._failure = self._failure or error
             raise from_os_error(error, f"writing a pack in {self._packs}") from error
 
     def finish(self) -> list[Entry]:
@@ -80,16 +82,15 @@ class PackAppender:
         """Let go of the open pack without sealing it; the next session to open the store will."""
         with self._lock:
             current, self._open = self._open, None
-            self._broken = True
         if current:
             os.close(current.fd)
 
     def _start(self) -> _OpenPack:
         first_try = self._next or pack.next_number(self._packs)
-        number, fd = pack.create(self._packs, self._store, self._session, first_try)
+        number, fd = pack.create(self._packs, self._store, self._session, first_try, self._announce)
         self._next = number + 1
+        self.own.add(number)
         self._open = _OpenPack(number, fd, pack.path_of(self._packs, number))
-        self._created(number)
         return self._open
 
     def _write(self, current: _OpenPack, records: Sequence[record.Encoded]) -> list[Location]:

@@ -57,6 +57,10 @@ class Index:
                 return place
         return None
 
+    def close(self) -> None:
+        """Let go of the segments."""
+        self._segments = ()
+
     def segments(self) -> tuple[segment.Segment, ...]:
         """The segments as of the last `refresh`."""
         return self._segments
@@ -175,7 +179,9 @@ class Index:
             try:
                 reader = pack.PackReader(self._packs, self._store, number)
             except DamagedPackError as error:
-                problems.append(str(error))
+                path = pack.path_of(self._packs, number)
+                if path.exists() and path.stat().st_size > pack.HEADER_BYTES:  # else there is nothing in it
+                    problems.append(str(error))
                 continue
             try:
                 for entry in entries_of(reader, problems):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import struct
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +83,17 @@ def numbers(packs: Path) -> Iterator[int]:
                 yield number
 
 
-def create(packs: Path, store: uuid.UUID, session: uuid.UUID, first_try: int) -> tuple[int, int]:
-    """Create an empty pack with its header; its number (`first_try` or above) and descriptor. Raises OSError."""
+def create(
+    packs: Path, store: uuid.UUID, session: uuid.UUID, first_try: int, announce: Callable[[int], None]
+) -> tuple[int, int]:
+    """Create an empty pack with its header; its number (`first_try` or above) and descriptor.
+
+    `announce` is told each number before it is tried, so that a crash leaves no pack that nobody knows of; whose a
+    pack is, its header says. Raises OSError.
+    """
     number = first_try
     while True:
+        announce(number)
         path = path_of(packs, number)
         durable.make_folder(path.parent)
         try:
@@ -150,7 +157,8 @@ class PackReader:
             raise DamagedPackError(f"pack {self.path} does not begin with a pack header")
         if _SUM.unpack_from(head, HEADER.size)[0] != xxhash.xxh3_64_intdigest(head[: HEADER.size]):
             raise DamagedPackError(f"pack {self.path}: header checksum does not match")
-        _, version, _, _, owner, number, _ = HEADER.unpack_from(head)
+        _, version, _, _, owner, number, session = HEADER.unpack_from(head)
+        self.session = uuid.UUID(bytes=session)
         if version != VERSION:
             raise DamagedPackError(f"pack {self.path} is of version {version}, which is not known here")
         if owner != store.bytes or number != self.number:

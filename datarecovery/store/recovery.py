@@ -82,20 +82,33 @@ def recover(root: Path, store: uuid.UUID, index: Index) -> None:
     for path in (root / "tmp").iterdir():
         if path.name.partition(".")[0] not in live:
             path.unlink(missing_ok=True)
+    wanted = {number for path in paths if path not in dead for number in _pack_numbers(path)}
     for path in dead:
-        entries = [entry for number in _pack_numbers(path) for entry in _mend(root / "packs", store, number)]
+        entries = []
+        for number in _pack_numbers(path):
+            entries += _mend(root / "packs", store, number, path.name.removesuffix(SUFFIX), number in wanted)
         if entries:
             index.publish(((e.id, e.location) for e in entries), path.name.removesuffix(SUFFIX))
         path.unlink(missing_ok=True)
 
 
-def _mend(packs: Path, store: uuid.UUID, number: int) -> list[Entry]:
-    """Seal a dead session's pack as far as it is whole; what it holds. Raises OSError."""
+def _mend(packs: Path, store: uuid.UUID, number: int, session: str, wanted: bool) -> list[Entry]:
+    """Seal a dead session's pack as far as it is whole; what it holds. Raises OSError.
+
+    The session noted the number before it created the file, so the pack may also be another's, or not be there. One
+    without a whole header has no owner's name: it goes if it is empty and no living session is about to fill it
+    (`wanted`: one has noted that number too; a number noted from now on is only used once the file is gone).
+    """
+    path = pack.path_of(packs, number)
     try:
         reader = pack.PackReader(packs, store, number)
     except DamagedPackError:
-        # Died before the header was written, or the file is damaged: nothing in it can be relied on, and `verify` names
-        # it if anything does rely on it.
+        # With more than a header in it the file is damaged: `verify` names it if anything relies on it.
+        if not wanted and path.exists() and path.stat().st_size <= pack.HEADER_BYTES:
+            path.unlink()
+        return []
+    if reader.session.hex != session:
+        reader.close()
         return []
     try:
         entries = list(entries_of(reader, []))
@@ -104,7 +117,6 @@ def _mend(packs: Path, store: uuid.UUID, number: int) -> list[Entry]:
         reader.close()
     if sealed:
         return entries
-    path = pack.path_of(packs, number)
     if not entries:
         path.unlink(missing_ok=True)
         return []

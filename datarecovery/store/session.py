@@ -1,9 +1,9 @@
 """A session writes one restore point: chunks and pages first, its manifest last.
 
 Its file `sessions/<session UUID>.session` is held under flock as long as the process lives, and is text: a line
-`point ID`, then a line `pack NUMBER` for each pack that it creates (flushed before the pack's first record). It is what
-recovery (recovery.py) goes by after a crash, and later the lease that keeps a clean-up away. `sessions/vm-*.lock` keeps
-two sessions of one VM apart. `sessions/lock` is held while sessions come and go.
+`point ID`, then a line `pack NUMBER` for each number under which it tries to create a pack (flushed before it tries).
+It is what recovery (recovery.py) goes by after a crash, and later the lease that keeps a clean-up away.
+`sessions/vm-*.lock` keeps two sessions of one VM apart. `sessions/lock` is held while sessions come and go.
 
 Durability, in this order: every pack of ours is sealed (fsync of file and folder), every foreign pack that we rely on
 is fsynced; the index segment is published; the manifest is renamed into place. A crash at any moment leaves either no
@@ -68,8 +68,7 @@ class WriteSession:
         self._lock = threading.Lock()
         self._sealed: dict[bytes, Location] = {}
         self._borrowed: dict[bytes, Location] = {}
-        self._own_packs: set[int] = set()
-        self._failed = False
+        self._failure: BaseException | None = None
         self._generation = -1
         self._refresh_lock = threading.Lock()
         self._thread = threading.local()
@@ -97,7 +96,7 @@ class WriteSession:
             self._note(f"point {self.point}")
             durable.sync_folder(self._sessions)
         self._inflight = InFlight(self._sessions, self.uuid)
-        self._appender = PackAppender(self._root / "packs", self._config.store, self.uuid, self._created)
+        self._appender = PackAppender(self._root / "packs", self._config.store, self.uuid, self._announced)
 
     def _note(self, line: str) -> None:
         data = (line + "\n").encode()
@@ -105,8 +104,7 @@ class WriteSession:
             raise OSError(28, "session file cut short")
         os.fdatasync(self._fd)
 
-    def _created(self, number: int) -> None:
-        self._own_packs.add(number)
+    def _announced(self, number: int) -> None:
         self._note(f"pack {number}")
 
     def _let_go(self) -> None:
@@ -137,8 +135,8 @@ class WriteSession:
             wanted = list(claims.pending)
             if wanted:
                 time.sleep(_POLL_S)
-                if self._failed:
-                    raise StoreIoError("another thread of this backup failed")
+                if self._failure:
+                    raise self._failure
                 if time.monotonic() - since > _PATIENCE_S:
                     dead = [one for one in set(claims.pending.values()) if not self._alive(one)]
         return Stored(new_bytes, frozenset(new))
@@ -162,7 +160,7 @@ class WriteSession:
         if found:
             self._inflight.release(found)
             claims.mine = [one for one in claims.mine if one not in set(found)]
-        foreign = {one: at for one, at in claims.located.items() if at.pack not in self._own_packs}
+        foreign = {one: at for one, at in claims.located.items() if at.pack not in self._appender.own}
         if foreign:
             with self._lock:
                 self._borrowed.update(foreign)
@@ -178,8 +176,8 @@ class WriteSession:
             self._inflight.placed(zip(ids, places, strict=True))
             if sealed:
                 self._keep(sealed, PUBLISH_ENTRIES)
-        except BaseException:
-            self._failed = True
+        except BaseException as error:
+            self._failure = self._failure or error
             raise
         return sum(one.total_bytes for one in records)
 
@@ -257,6 +255,6 @@ class WriteSession:
         self._let_go()
 
     def _finish(self) -> None:
-        if self._failed:
-            raise StoreIoError("the session failed")
+        if self._failure:
+            raise StoreIoError("the session failed") from self._failure
         self.seal()

@@ -67,6 +67,10 @@ class Store:
         """Open a store. Raises StoreNotFoundError, StoreUnusableError, UnsupportedFeatureError, StoreIoError."""
         return cls(root, config.load(root, writing=writing))
 
+    def close(self) -> None:
+        """Let go of the index's files; nothing may be using the store."""
+        self.index.close()
+
     def session(self, point: str, vm: str) -> WriteSession:
         """Begin to write a restore point. Raises BusyError, NoSpaceError, StoreIoError, DamagedIndexError."""
         return WriteSession(self.root, self.config, self.index, point, vm)
