@@ -58,11 +58,10 @@ def share_a_volume(story: Story) -> str:
     formatted = time.monotonic()
     for host in HOSTS:
         stage.path(host).mkdir()
-        stage.commands.run(
-            "vmfsctl", "mount", "lun.img", host, "--host", host, "--log-file", str(stage.path(f"{host}.log"))
-        )
+        stage.commands.run("vmfsctl", "mount", "lun.img", host, "--host", host, "--log-file", f"{host}.log")
     mounted = time.monotonic()
-    live = sorted(host["name"] for host in stage.commands.json("vmfsctl", "hosts", "esx1") if host["state"] == "live")
+    hosts = stage.commands.json("vmfsctl", "hosts", "esx1")["hosts"]
+    live = sorted(host["name"] for host in hosts if host["state"] == "live")
     require(live == sorted(HOSTS), f"the live hosts are {live}, not {sorted(HOSTS)}")
     return (
         f"a LUN of {size(LUN_BYTES)} that takes {size(allocated(stage, 'lun.img'))}; formatted in "
@@ -217,7 +216,7 @@ STEPS: tuple[tuple[str, Callable[[Story], str]], ...] = (
 
 def lock_holders(stage: Stage) -> list[str]:
     """Who holds the lock of the running machine's disk, as esx2 sees it. Raises CommandError."""
-    locks = stage.commands.json("vmfsctl", "locks", "esx2/vm1/vm1-flat.vmdk")
+    locks = stage.commands.json("vmfsctl", "locks", "esx2/vm1/vm1-flat.vmdk")["locks"]
     holders = {holder for lock in locks if lock["what"] == "file" for holder in lock["holders"]}
     if not holders:
         raise CommandError("vmfsctl locks shows no lock of the running machine's disk")
