@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from errno import EBADF, EIO
 from typing import Final
 
@@ -36,7 +37,9 @@ def as_oserror(error: VmfsError) -> OSError:
 class DataPlane:
     """Implements `vmfs.fuse.contract.DataPlane`."""
 
-    def __init__(self, core: Core, files: OpenFiles, slow: SlowWriter) -> None:
+    def __init__(self, core: Core, files: OpenFiles, slow: SlowWriter, kill_setid: Callable[[int], None]) -> None:
+        """`kill_setid(inode number)` clears the two bits of a file that has one of them."""
+        self._kill_setid = kill_setid
         self._core = core
         self._files = files
         self._handles = files.handles
@@ -232,6 +235,12 @@ class DataPlane:
             return self._slow.append(handle.file, buf[:size])
         except VmfsError as error:
             raise self._failed_write(handle.file, handle.file.size, error) from error
+
+    def kill_suidgid(self, fh: int) -> None:
+        """Clear set-user-id and set-group-id before a write that follows."""
+        handle = self._handles.get(fh)
+        if handle is not None and handle.file.setid:
+            self._kill_setid(handle.file.number)
 
     def _failed_write(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
         log.error("volume %s: write to inode %d at %d: %s", self._core.name, file.number, offset, error)

@@ -10,6 +10,7 @@ looks at `busy`; so, as one of the two comes first, either the thread sees the g
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from array import array
@@ -32,7 +33,7 @@ class OpenFile:
 
     __slots__ = (
         "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned", "refresh_mutex", "reserve",
-        "since", "size", "slow_mutex", "touched", "version", "view", "writers",
+        "setid", "since", "size", "slow_mutex", "touched", "version", "view", "writers",
     )  # fmt: skip
 
     def __init__(self, core: Core, inodes: Inodes, number: int, generation: int) -> None:
@@ -47,6 +48,8 @@ class OpenFile:
         self.writers = 0
         self.owned = False
         self.gated = False
+        self.setid = False
+        """It has set-user-id or set-group-id: a write clears them."""
         self.touched = False
         """Written in place since the times were last set."""
         self.since = -1e18
@@ -67,6 +70,7 @@ class OpenFile:
             self.view.reset()
             self.size = inode.size
             self.version = inode.version
+            self.setid = bool(inode.mode & (stat.S_ISUID | stat.S_ISGID))
             self.owned = True
         self.writers += 1
 

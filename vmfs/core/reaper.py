@@ -104,6 +104,14 @@ class Reaper:
             except VmfsError as error:
                 log.error("volume %s: removing files: %s", self._core.name, error)
 
+    def finish_all(self) -> None:
+        """Before an unmount: do what can be done now; the rest stays on the list for the next mount."""
+        self._stop = False
+        try:
+            self.work()
+        except VmfsError as error:
+            log.warning("volume %s: removals are left to the next mount: %s", self._core.name, error)
+
     def work(self) -> None:
         """Go through the list once. Raises VmfsError of what could not be done; the rest is done all the same."""
         problem: VmfsError | None = None

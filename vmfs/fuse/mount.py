@@ -103,8 +103,8 @@ def mounted_at(target: str) -> Mounted | None:
     return next((m for m in reversed(list_mounts()) if m.target == target), None)
 
 
-def _check_target(target: str) -> str:
-    """The mount point's real path. Raises the error that says what is wrong with it."""
+def check_target(target: str) -> str:
+    """The mount point's real path. Raises the error that says what is wrong with it; `mount` asks this too."""
     try:
         path = os.path.realpath(target, strict=True)
         mode = os.stat(path).st_mode
@@ -132,7 +132,7 @@ def mount(target: str, label: str, options: MountOptions | None = None, *, devic
     options = options or MountOptions()
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {target}")
-    path = _check_target(target)
+    path = check_target(target)
     source = f"vmfs:{label}"
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,312 @@
+"""A mount from beginning to end: devices, membership, recovery, the file system, the kernel's mount, and back.
+
+The order matters. Joining: claim a slot, start the heartbeat, begin an empty journal, recover the dead slots that are
+this machine's own, and only then serve. Leaving: the kernel is done with us, all changes are settled, all locks given
+up, and last the slot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from vmfs.clock import Clock, SystemClock
+from vmfs.cluster.identity import HostIdentity
+from vmfs.cluster.locks import LockManager
+from vmfs.cluster.locktable import Tenure
+from vmfs.cluster.membership import Membership, MembershipCallbacks
+from vmfs.cluster.region import SlotRegion
+from vmfs.cluster.timers import Timers
+from vmfs.control.contract import MountOptions
+from vmfs.control.server import ControlServer
+from vmfs.core.attributes import Attributes
+from vmfs.core.blockio import BlockIO
+from vmfs.core.dataplane import DataPlane
+from vmfs.core.directories import DirectoryWriter
+from vmfs.core.filemap import MapWriter
+from vmfs.core.fileops import FileOps
+from vmfs.core.groups import Groups
+from vmfs.core.inodes import Inodes
+from vmfs.core.journal import Journal
+from vmfs.core.layers import Cloner
+from vmfs.core.leased import LeasedIO
+from vmfs.core.makeinode import InodeMaker
+from vmfs.core.namespace import Namespace
+from vmfs.core.objects import OrphansObject
+from vmfs.core.openfile import OpenFiles
+from vmfs.core.operations import FileSystem
+from vmfs.core.publisher import Publisher
+from vmfs.core.reaper import Reaper
+from vmfs.core.recovering import SlotRecoverer
+from vmfs.core.rename import Renamer
+from vmfs.core.service import Service
+from vmfs.core.slowwrite import SlowWriter
+from vmfs.core.space import Space
+from vmfs.core.state import Core
+from vmfs.core.store import Store
+from vmfs.core.transactions import Transactions
+from vmfs.devices import Device, open_device
+from vmfs.errors import DeviceNotUsable, VmfsError
+from vmfs.fuse import mount as kernel
+from vmfs.fuse.session import Session
+from vmfs.geometry import Geometry
+from vmfs.ondisk import orphans as orphans_format
+from vmfs.ondisk.header import METADATA_BLOCK_BYTES
+from vmfs.ondisk.lock import Guards
+from vmfs.ondisk.superblock import PRIMARY_OFFSET
+from vmfs.volume import Volume, open_volume
+
+log = logging.getLogger("vmfs.core")
+
+_PIN_POLL_SECONDS: Final = 0.002
+_KNOWN_OPTIONS: Final = frozenset({"noexec", "suid", "dev", "_netdev", "rw", "defaults"})
+
+
+class _Lease:
+    """Membership's lease as the I/O layers want it."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.check = membership.check_lease
+
+
+@dataclass(slots=True)
+class _Late:
+    """Calls that come back into a mount whose parts refer to each other in a circle: filled in when they are made."""
+
+    before_release: Callable[[Tenure], None] = lambda tenure: None
+    recover: Callable[[int], None] = lambda slot: None
+    on_request: Callable[[int, int, int, int], None] = lambda slot, kind, target, argument: None
+    on_fenced: Callable[[], None] = lambda: None
+
+
+class MountedVolume:
+    """All parts of one mount, without the kernel's side: what tests and tools drive directly too."""
+
+    def __init__(
+        self, volume: Volume, identity: HostIdentity, clock: Clock, *, rng: random.Random | None = None,
+        read_only: bool = False,
+    ) -> None:  # fmt: skip
+        """Claims a slot and recovers what is this machine's own. Raises HostNameInUse, NoFreeSlot, DeviceError...
+
+        Close it with `leave` or `abandon`.
+        """
+        self.volume = volume
+        self._late = _Late()
+        self._clock = clock
+        sb, geometry = volume.superblock, volume.geometry
+        region = SlotRegion(
+            volume.extents, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
+        )
+        t = sb.timers
+        timers = Timers(
+            t.heartbeat_us, t.lease_us, t.margin_us, t.break_us, t.validity_us, t.quarantine_us, t.drift_ppm
+        )
+        callbacks = MembershipCallbacks(
+            on_request=lambda *a: self._late.on_request(*a), on_fenced=lambda: self._late.on_fenced()
+        )
+        self.membership = Membership(
+            region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
+            callbacks=callbacks,
+        )  # fmt: skip
+        self.membership.claim()
+        try:
+            self.membership.start()
+            self._build(volume, geometry, clock, rng or random.SystemRandom(), read_only)
+            self._recover()
+        except BaseException:
+            self.membership.abandon()
+            raise
+
+    def _build(self, volume: Volume, geometry: Geometry, clock: Clock, rng: random.Random, read_only: bool) -> None:
+        sb = volume.superblock
+        membership = self.membership
+        holder = membership.holder
+        io = LeasedIO(volume.extents, _Lease(membership))
+        journal = Journal(
+            io, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
+            slot=holder.slot, incarnation=holder.incarnation,
+        )  # fmt: skip
+        journal.start()
+        store = Store(io, geometry, volume.uuid)
+        groups = Groups(geometry, store, clock, sb.timers.quarantine_us / 1e6)
+        slot_lock = geometry.slot_address(holder.slot)
+        store.hold(slot_lock, holder.incarnation)
+        transactions = Transactions(io, journal, volume.uuid, sb.label, store.version, groups.on_settled)
+        locks = LockManager(
+            volume.extents, membership, clock,
+            before_release=lambda tenure: self._late.before_release(tenure),
+            recover=lambda slot: self._late.recover(slot),
+        )  # fmt: skip
+        self.core = core = Core(
+            volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
+            data=BlockIO(volume.extents), store=store, groups=groups, transactions=transactions,
+            maps=MapWriter(store, groups), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
+            read_only=read_only,
+        )  # fmt: skip
+        self._build_operations(core)
+        self._late.before_release = self._before_release
+        self._late.recover = self.recoverer.recover
+        self._late.on_request = locks.on_request
+        self._late.on_fenced = lambda: transactions.fail("another host took this one for dead")
+
+    def _orphans(self, io: LeasedIO, volume: Volume, slot: int, lock: int) -> OrphansObject:
+        address = volume.geometry.orphans_address(slot)
+        block = io.read(address, METADATA_BLOCK_BYTES)
+        entries, generation = orphans_format.parse(block, address, volume.uuid, slot)
+        return OrphansObject(address, lock, slot, entries, generation)
+
+    def _build_operations(self, core: Core) -> None:
+        self.inodes = inodes = Inodes(core)
+        self.files = files = OpenFiles()
+        self.space = space = Space(core)
+        slow = SlowWriter(core, files, space)
+        self.reaper = reaper = Reaper(core, inodes, files, space, slow)
+        maker = InodeMaker(core, space)
+        writer = DirectoryWriter(core.store, core.groups, core.maps, core.geometry)
+        namespace = Namespace(core, inodes, space, maker, writer, reaper)
+        renamer = Renamer(core, inodes, space, namespace, writer, reaper)
+        self.attributes = attributes = Attributes(core, inodes, files, space)
+        fileops = FileOps(core, inodes, files, space, slow, reaper)
+        self.plane = DataPlane(core, files, slow, attributes.kill_setid)
+        self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer)
+        self.filesystem = FileSystem(
+            core, inodes, files, space, namespace, renamer, attributes, fileops, self.plane, reaper
+        )
+        self.publisher = Publisher(core, files, attributes)
+        self.recoverer = SlotRecoverer(core, reaper)
+
+    def _recover(self) -> None:
+        """Recover this host's own earlier mounts, and those of this machine whose process is gone."""
+        for slot in self.membership.predecessors:
+            self.recoverer.recover(slot)
+        for slot in self.membership.dead_slots_of_this_boot():
+            with contextlib.suppress(VmfsError):  # another mount of this machine is at it already
+                self.recoverer.recover(slot)
+        self.reaper.work()
+        self.reaper.start()
+        self.publisher.start()
+
+    # -- giving up locks ---------------------------------------------------------------------------
+
+    def _before_release(self, tenure: Tenure) -> None:
+        """Put in order what a lock covers (rules R5 and R11). Runs without the control mutex."""
+        core = self.core
+        if tenure.guards is Guards.RESOURCE_GROUP:
+            self._quiet_group(tenure)
+        core.transactions.settle()
+        with core.transactions.mutex:
+            for index, held in list(core.groups.held.items()):
+                if held.obj.lock == tenure.address:
+                    for file in self.files.table.values():
+                        file.reserve = [r for r in file.reserve if r.group != index]
+                    core.groups.forget(index)
+            core.store.give_up(tenure.address)
+            if tenure.guards is Guards.INODE:
+                self.inodes.forget((tenure.address + core.volume.superblock.lock_block_bytes) >> 12)
+
+    def _quiet_group(self, tenure: Tenure) -> None:
+        """Promise nothing more from a group, and wait until nothing that was promised is being written."""
+        core = self.core
+        while True:
+            with core.transactions.mutex:
+                held = next((h for h in core.groups.held.values() if h.obj.lock == tenure.address), None)
+                if held is None:
+                    return
+                held.asked = True
+                if not held.pins:
+                    return
+            core.clock.sleep(_PIN_POLL_SECONDS)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Settle everything and free the slot. Raises VmfsError when that fails; then `abandon`."""
+        self.reaper.stop()
+        self.publisher.stop()
+        self.reaper.finish_all()
+        self.core.transactions.settle()
+        self.core.locks.close()
+        self.core.transactions.settle()
+        self.membership.leave()
+
+    def abandon(self) -> None:
+        """End all threads and leave the slot as it is: the next mount recovers it."""
+        self.reaper.stop()
+        self.publisher.stop()
+        self.core.transactions.fail("the mount was abandoned")
+        self.core.locks.lose_all()
+        self.membership.abandon()
+
+
+def serve(options: MountOptions, ready: Callable[[], None]) -> int:
+    """Mount, call `ready`, serve until unmounted; 0, or 1 when the mount could not leave in order.
+
+    Raises VmfsError before `ready` when it cannot be mounted; nothing is left mounted then.
+    """
+    for name in options.options:
+        if name not in _KNOWN_OPTIONS:
+            raise DeviceNotUsable(f"-o {name}", "is no mount option that this version knows")
+    kernel.check_target(options.mountpoint)
+    with ExitStack() as stack:
+        devices: list[Device] = []
+        for spec in options.devices:
+            device = open_device(spec)
+            stack.callback(device.close)
+            devices.append(device)
+        volume = open_volume(devices)
+        identity = HostIdentity.detect(options.host, options.boot_id)
+        mounted = MountedVolume(volume, identity, SystemClock(), read_only=options.read_only)
+        try:
+            return _serve(options, mounted, ready)
+        finally:
+            log.info("volume %s: host %s has left", volume.superblock.label, options.host)
+
+
+def _serve(options: MountOptions, mounted: MountedVolume, ready: Callable[[], None]) -> int:
+    core = mounted.core
+    service = Service(core, mounted.files, mounted.space, mounted.cloner, mounted.filesystem, options.mountpoint)
+    control = ControlServer(service)
+    try:
+        session = _start(options, mounted, control)
+    except BaseException:
+        control.close()
+        mounted.leave()
+        raise
+    ready()
+    log.info("volume %s: mounted at %s as host %s", core.name, options.mountpoint, options.host)
+    while not session.wait(1.0):  # in slices, so that signal handlers get their turn
+        pass
+    control.close()
+    try:
+        mounted.leave()
+    except VmfsError as error:
+        log.error("volume %s: the mount did not end in order: %s", core.name, error)
+        mounted.abandon()
+        return 1
+    return 0
+
+
+def _start(options: MountOptions, mounted: MountedVolume, control: ControlServer) -> Session:
+    extra = options.options
+    flags = kernel.MountOptions(
+        read_only=options.read_only, no_exec="noexec" in extra, no_suid="suid" not in extra, no_dev="dev" not in extra
+    )
+    control.start()
+    mounted.attributes.control_path = control.path.encode()
+    fd = kernel.mount(options.mountpoint, mounted.core.name, flags)
+    session = Session(
+        fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads, mask=options.init_mask
+    )
+    try:
+        session.start()
+    except BaseException:
+        kernel.unmount(options.mountpoint, lazy=True)
+        raise
+    kernel.raise_read_ahead(options.mountpoint)
+    return session
+

@@ -1,0 +1,363 @@
+"""The FUSE adapter: the kernel's requests to operations and back. It holds no logic of its own."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from errno import EEXIST, EISDIR, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
+from typing import Final
+
+from vmfs.cluster.locktable import Tenure
+from vmfs.core.attributes import Attributes, attr_of
+from vmfs.core.dataplane import DataPlane
+from vmfs.core.fileops import FileOps
+from vmfs.core.inodes import Inodes, stale
+from vmfs.core.namespace import Namespace, NewFile
+from vmfs.core.openfile import Handle, OpenFiles
+from vmfs.core.reaper import Reaper
+from vmfs.core.rename import Renamer
+from vmfs.core.space import Space
+from vmfs.core.state import KERNEL_CACHE_SECONDS, LOCK_WAIT_SECONDS, Core
+from vmfs.errors import LockedByOther
+from vmfs.fuse.contract import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    ROOT_ID,
+    AttrReply,
+    Context,
+    CopyRange,
+    DirEntry,
+    Entry,
+    Ioctl,
+    IoctlReply,
+    Negotiated,
+    OpenReply,
+    SetAttr,
+    Statfs,
+    WouldBlock,
+    cache_policy,
+)
+from vmfs.ondisk.inode import Inode
+from vmfs.ondisk.lock import Guards, LockMode
+
+COPY_MAX_BYTES: Final = 64 << 20  # a larger copy_file_range comes back short: it would hold its thread for too long
+_COPY_STEP: Final = 1 << 20
+_FIRST_COOKIE: Final = 2  # "." and ".." have cookies 1 and 2
+
+
+class FileSystem:
+    """Implements `vmfs.fuse.contract.Operations`."""
+
+    def __init__(
+        self, core: Core, inodes: Inodes, files: OpenFiles, space: Space, namespace: Namespace, renamer: Renamer,
+        attributes: Attributes, fileops: FileOps, plane: DataPlane, reaper: Reaper,
+    ) -> None:  # fmt: skip
+        self._core = core
+        self._root = core.volume.superblock.root_inode
+        self._inodes = inodes
+        self._files = files
+        self._space = space
+        self._namespace = namespace
+        self._renamer = renamer
+        self._attributes = attributes
+        self._fileops = fileops
+        self._plane = plane
+        self._reaper = reaper
+        self.negotiated: Negotiated | None = None
+
+    # -- translation -------------------------------------------------------------------------------
+
+    def _number(self, nodeid: int) -> int:
+        return self._root if nodeid == ROOT_ID else nodeid
+
+    def _entry(self, inode: Inode) -> Entry:
+        nodeid = ROOT_ID if inode.number == self._root else inode.number
+        attr = attr_of(self._core, inode)
+        return Entry(nodeid, inode.inode_generation, attr, KERNEL_CACHE_SECONDS, KERNEL_CACHE_SECONDS)
+
+    def _attr_reply(self, number: int) -> AttrReply:
+        return AttrReply(attr_of(self._core, self._inodes.look(number).inode), KERNEL_CACHE_SECONDS)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def init(self, negotiated: Negotiated) -> None:
+        self.negotiated = negotiated
+
+    def destroy(self) -> None:
+        for fh in list(self._files.handles):
+            self._close(fh)
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def lookup(self, ctx: Context, parent: int, name: bytes) -> Entry:
+        number = self._number(parent)
+        if name == b".":
+            return self._entry(self._named(number))
+        if name == b"..":
+            return self._entry(self._named(self._inodes.look(number).inode.directory_parent or number))
+        return self._entry(self._namespace.lookup(number, name))
+
+    def _named(self, number: int) -> Inode:
+        """What an NFS handle led to. OSError(ESTALE) for what is no file, or has no name any more."""
+        inode = self._inodes.look(number).inode
+        if inode.is_layer or not inode.nlink:
+            raise stale(number)
+        return inode
+
+    def forget(self, forgets: Sequence[tuple[int, int]]) -> None:
+        """Nothing is kept per look-up."""
+
+    def mknod(self, ctx: Context, parent: int, name: bytes, mode: int, rdev: int) -> Entry:
+        new = NewFile(mode, ctx.uid, ctx.gid, rdev=rdev)
+        return self._entry(self._namespace.make(self._number(parent), name, new))
+
+    def mkdir(self, ctx: Context, parent: int, name: bytes, mode: int) -> Entry:
+        new = NewFile(stat.S_IFDIR | stat.S_IMODE(mode), ctx.uid, ctx.gid)
+        return self._entry(self._namespace.make(self._number(parent), name, new))
+
+    def symlink(self, ctx: Context, parent: int, name: bytes, target: bytes) -> Entry:
+        new = NewFile(stat.S_IFLNK | 0o777, ctx.uid, ctx.gid, target=target)
+        return self._entry(self._namespace.make(self._number(parent), name, new))
+
+    def readlink(self, ctx: Context, nodeid: int) -> bytes:
+        return self._inodes.look(self._number(nodeid)).inode.inline
+
+    def unlink(self, ctx: Context, parent: int, name: bytes) -> None:
+        self._namespace.remove(self._number(parent), name, directory=False)
+
+    def rmdir(self, ctx: Context, parent: int, name: bytes) -> None:
+        self._namespace.remove(self._number(parent), name, directory=True)
+
+    def rename(self, ctx: Context, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        self._renamer.rename(self._number(parent), name, self._number(newparent), newname, flags)
+
+    def link(self, ctx: Context, nodeid: int, newparent: int, newname: bytes) -> Entry:
+        return self._entry(self._namespace.link(self._number(nodeid), self._number(newparent), newname))
+
+    # -- attributes --------------------------------------------------------------------------------
+
+    def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> AttrReply:
+        number = self._number(nodeid)
+        file = self._files.table.get(number)
+        if file is not None and file.owned:
+            self._attributes.set_times(file)
+        return self._attr_reply(number)
+
+    def setattr(self, ctx: Context, nodeid: int, fh: int | None, change: SetAttr) -> AttrReply:
+        number = self._number(nodeid)
+        if change.size is not None:
+            self._fileops.truncate(number, change.size)
+        if _changes_attributes(change):
+            self._attributes.change(number, change)
+        return self._attr_reply(number)
+
+    def getxattr(self, ctx: Context, nodeid: int, name: bytes) -> bytes:
+        return self._attributes.get_xattr(self._number(nodeid), name)
+
+    def listxattr(self, ctx: Context, nodeid: int) -> Sequence[bytes]:
+        return self._attributes.list_xattrs(self._number(nodeid))
+
+    def setxattr(self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
+        self._attributes.set_xattr(self._number(nodeid), name, value, flags)
+
+    def removexattr(self, ctx: Context, nodeid: int, name: bytes) -> None:
+        self._attributes.remove_xattr(self._number(nodeid), name)
+
+    def statfs(self, ctx: Context, nodeid: int) -> Statfs:
+        size = self._core.block_bytes
+        free = self._space.free_blocks()
+        units = free * self._core.geometry.units_per_chunk // self._core.geometry.inode_units
+        total = self._core.geometry.total_blocks()
+        return Statfs(total, free, free, files=units, ffree=units, bsize=size, frsize=size)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def open(self, ctx: Context, nodeid: int, flags: int, kill_suidgid: bool) -> OpenReply:
+        number = self._number(nodeid)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        truncates = bool(flags & os.O_TRUNC) and self.negotiated is not None and self.negotiated.atomic_o_trunc
+        inode = self._inodes.look(number).inode
+        if inode.is_directory:
+            raise OSError(EISDIR, "is a directory")
+        if inode.is_layer:
+            raise stale(number)
+        if writes and self._core.read_only:
+            raise OSError(EPERM, "the mount is read-only")
+        handle = self._open_for_writing(number, flags) if writes else self._open_for_reading(number, inode, flags)
+        with self._core.transactions.mutex:
+            fh = self._files.add(handle)
+        try:
+            if truncates:
+                self._fileops.truncate(number, 0)
+            if kill_suidgid and truncates:
+                self._attributes.kill_setid(number)
+        except BaseException:
+            self._close(fh)
+            raise
+        return OpenReply(fh, cache_policy(flags))
+
+    def _open_for_reading(self, number: int, inode: Inode, flags: int) -> Handle:
+        with self._core.transactions.mutex:
+            return Handle(self._files.get(self._core, self._inodes, number, inode.inode_generation), flags, None)
+
+    def _open_for_writing(self, number: int, flags: int) -> Handle:
+        core = self._core
+        lock = self._inodes.lock_address(number)
+        try:
+            tenure = core.locks.acquire(lock, Guards.INODE, LockMode.EXCLUSIVE, wait=LOCK_WAIT_SECONDS)
+        except LockedByOther as error:
+            raise self._inodes.busy(error) from error
+        try:
+            with core.transactions.mutex:
+                return self._begin_writing(number, flags, tenure)
+        except BaseException:
+            core.locks.unpin(tenure)
+            raise
+
+    def _begin_writing(self, number: int, flags: int, tenure: Tenure) -> Handle:
+        self._core.store.hold(tenure.address, tenure.version)
+        self._inodes.forget(number)
+        inode = self._inodes.owned(number).inode
+        file = self._files.get(self._core, self._inodes, number, inode.inode_generation)
+        try:
+            file.start_writing()
+        except BaseException:
+            self._files.put(file)
+            raise
+        return Handle(file, flags, tenure)
+
+    def create(
+        self, ctx: Context, parent: int, name: bytes, mode: int, flags: int, kill_suidgid: bool
+    ) -> tuple[Entry, OpenReply]:
+        number = self._number(parent)
+        try:
+            new = NewFile(stat.S_IFREG | stat.S_IMODE(mode), ctx.uid, ctx.gid)
+            inode = self._namespace.make(number, name, new)
+            flags &= ~os.O_TRUNC
+        except OSError as error:
+            if error.errno != EEXIST or flags & os.O_EXCL:
+                raise
+            inode = self._namespace.lookup(number, name)
+        opened = self.open(ctx, inode.number, flags, kill_suidgid)
+        return self._entry(self._inodes.look(inode.number).inode), opened
+
+    def flush(self, ctx: Context, nodeid: int, fh: int) -> None:
+        handle = self._files.handles.get(fh)
+        if handle is not None and handle.writes:
+            self._attributes.set_times(handle.file)
+
+    def release(self, nodeid: int, fh: int, flags: int) -> None:
+        self._close(fh)
+
+    def _close(self, fh: int) -> None:
+        core = self._core
+        handle = self._files.handles.pop(fh, None)
+        if handle is None:
+            return
+        file = handle.file
+        if handle.tenure is not None:
+            try:
+                self._attributes.set_times(file)
+            finally:
+                with core.transactions.mutex:
+                    file.end_writing()
+                core.locks.unpin(handle.tenure)
+        with core.transactions.mutex:
+            self._files.put(file)
+            if not file.handles and (file.number, file.generation) in core.orphans.entries:
+                self._reaper.kick()
+
+    def fsync(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
+        handle = self._files.handles.get(fh)
+        if handle is not None and handle.writes and not datasync:
+            self._attributes.set_times(handle.file)
+        self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
+
+    def fallocate(self, ctx: Context, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
+        number = self._number(nodeid)
+        keep_size = bool(mode & FALLOC_FL_KEEP_SIZE)
+        match mode & ~FALLOC_FL_KEEP_SIZE:
+            case 0:
+                self._fileops.allocate(number, offset, length, keep_size=keep_size)
+            case m if m == FALLOC_FL_PUNCH_HOLE and keep_size:
+                self._fileops.punch(number, offset, length)
+            case m if m == FALLOC_FL_ZERO_RANGE:
+                self._fileops.zero(number, offset, length, keep_size=keep_size)
+            case _:
+                raise OSError(EOPNOTSUPP, f"fallocate mode {mode:#x}")
+
+    def lseek(self, ctx: Context, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        handle = self._files.handles.get(fh)
+        if handle is None:
+            raise stale(nodeid)
+        return self._fileops.seek(handle.file, offset, whence)
+
+    def copy_file_range(self, ctx: Context, copy: CopyRange) -> int:
+        plane = self._plane
+        memory = memoryview(mmap.mmap(-1, 2 * _COPY_STEP))
+        done = 0
+        while done < min(copy.length, COPY_MAX_BYTES):
+            want = min(_COPY_STEP, copy.length - done)
+            count = plane.read(copy.fh_in, memory, copy.offset_in + done, want)
+            if not count:
+                break
+            try:
+                plane.write(copy.fh_out, memory, copy.offset_out + done, count)
+            except WouldBlock:
+                plane.write_slow(copy.fh_out, memory, copy.offset_out + done, count)
+            done += count
+        return done
+
+    def ioctl(self, ctx: Context, nodeid: int, fh: int, request: Ioctl) -> IoctlReply:
+        raise OSError(ENOTTY, "no such ioctl")
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def opendir(self, ctx: Context, nodeid: int, flags: int) -> OpenReply:
+        if not self._inodes.look(self._number(nodeid)).inode.is_directory:
+            raise OSError(ENOTDIR, "is no directory")
+        return OpenReply(0)
+
+    def releasedir(self, nodeid: int, fh: int) -> None:
+        """Nothing is kept per open directory: cookies are positions."""
+
+    def fsyncdir(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
+        self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
+
+    def _dots(self, number: int, offset: int) -> Iterator[DirEntry]:
+        if offset < 1:
+            yield DirEntry(number, 1, stat.S_IFDIR, b".")
+        if offset < _FIRST_COOKIE:
+            above = self._inodes.look(number).inode.directory_parent or number
+            yield DirEntry(above, _FIRST_COOKIE, stat.S_IFDIR, b"..")
+
+    def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int) -> Iterable[DirEntry]:
+        number = self._number(nodeid)
+        yield from self._dots(number, offset)
+        for cookie, entry in self._namespace.list(number, max(offset, _FIRST_COOKIE)):
+            yield DirEntry(entry.inode, cookie, entry.type << 12, entry.name)
+
+    def readdirplus(self, ctx: Context, nodeid: int, fh: int, offset: int) -> Iterable[DirEntry]:
+        number = self._number(nodeid)
+        yield from self._dots(number, offset)
+        for cookie, entry in self._namespace.list(number, max(offset, _FIRST_COOKIE)):
+            found: Entry | None = None
+            try:
+                inode = self._inodes.look(entry.inode).inode
+                if inode.inode_generation == entry.generation:
+                    found = self._entry(inode)
+            except OSError as error:
+                if error.errno != ESTALE:
+                    raise
+            yield DirEntry(entry.inode, cookie, entry.type << 12, entry.name, found)
+
+
+def _changes_attributes(change: SetAttr) -> bool:
+    return bool(
+        change.atime_now or change.mtime_now or change.kill_suidgid
+        or any(v is not None for v in (change.mode, change.uid, change.gid, change.atime_ns, change.mtime_ns,
+                                       change.ctime_ns))
+    )  # fmt: skip

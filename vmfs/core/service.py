@@ -1,0 +1,164 @@
+"""What a mount answers over its control socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from errno import EBUSY
+
+from vmfs.cluster.locktable import Tenure
+from vmfs.control.contract import (
+    STATE_FAILED,
+    STATE_LEASE_LOST,
+    STATE_SERVING,
+    HostInfo,
+    KernelFacts,
+    LockInfo,
+    MountFacts,
+    VolumeInfo,
+)
+from vmfs.core.layers import Cloner
+from vmfs.core.openfile import OpenFiles
+from vmfs.core.operations import FileSystem
+from vmfs.core.space import Space
+from vmfs.core.state import Core
+from vmfs.facts import host_info, volume_facts
+from vmfs.fuse import mount as kernel
+from vmfs.fuse.contract import Negotiated
+from vmfs.fuse.errors import MountBusy
+from vmfs.ondisk.inode import inode_address
+from vmfs.ondisk.lock import Guards, LockMode, LockRecord
+from vmfs.ondisk.slot import SlotState
+
+
+class Service:
+    """Implements `vmfs.control.contract.VolumeService`."""
+
+    def __init__(
+        self, core: Core, files: OpenFiles, space: Space, cloner: Cloner, filesystem: FileSystem, mountpoint: str
+    ) -> None:
+        self._core = core
+        self._files = files
+        self._space = space
+        self._cloner = cloner
+        self._filesystem = filesystem
+        self._mountpoint = mountpoint
+        self._since_ns = core.clock.wall_ns()
+
+    def info(self) -> VolumeInfo:
+        """The volume and this mount of it."""
+        core = self._core
+        extents = core.volume.extents
+        devices = [extents.device(i) for i in range(len(extents))]
+        return VolumeInfo(
+            volume_facts(core.volume.superblock, devices),
+            self._mount_facts(),
+            core.geometry.total_blocks() * core.block_bytes,
+            self._space.free_blocks() * core.block_bytes,
+        )
+
+    def _mount_facts(self) -> MountFacts:
+        core = self._core
+        now = core.clock.now()
+        state = STATE_SERVING
+        if core.transactions.failure is not None:
+            state = f"{STATE_FAILED}: {core.transactions.failure}"
+        elif not core.membership.lease_valid(now):
+            state = STATE_LEASE_LOST
+        holder = core.membership.holder
+        agreed = self._filesystem.negotiated
+        assert agreed is not None, "the control socket opens after INIT"
+        return MountFacts(
+            self._mountpoint, core.membership.identity.name, holder.slot, holder.incarnation, os.getpid(), state,
+            max(0.0, core.membership.lease_deadline - now), core.read_only, self._since_ns, _kernel_facts(agreed),
+        )  # fmt: skip
+
+    def hosts(self) -> Sequence[HostInfo]:
+        """The slots in use."""
+        core = self._core
+        snapshot = core.membership.snapshot or core.membership.region.read_all()
+        names = [""] * core.volume.superblock.max_hosts
+        for record in snapshot.records:
+            names[record.slot] = record.host_name
+        now = core.clock.now()
+        return [
+            host_info(
+                view.record, names, here=core.membership.identity,
+                unchanged_seconds=core.membership.watcher.silent_for(view, now),
+                is_self=view.slot == core.membership.holder.slot,
+            )
+            for view in snapshot.views
+            if view.record is not None and view.record.state is not SlotState.FREE
+        ]  # fmt: skip
+
+    def locks(self, inode: int | None = None) -> Sequence[LockInfo]:
+        """The locks that this host holds; of one inode, its lock wherever it is held."""
+        core = self._core
+        if inode is not None:
+            return [self._lock_of(inode)]
+        return [self._held(t) for t in sorted(core.locks.all_held(), key=lambda t: t.address)]
+
+    def _lock_of(self, number: int) -> LockInfo:
+        core = self._core
+        core.geometry.check_inode(number)
+        view = core.locks.holders(core.geometry.inode_lock_address(number))
+        names = tuple(
+            name for name, holder in zip(view.names, view.record.all_holders, strict=True) if holder not in view.void
+        )
+        mode = _mode_name(view.record) if names else "free"
+        return LockInfo(self._what(number), number, None, mode, names, view.record.version, *self._use(number))
+
+    def _use(self, number: int) -> tuple[int, int]:
+        file = self._files.table.get(number)
+        return (file.handles, file.writers) if file is not None else (0, 0)
+
+    def _what(self, number: int) -> str:
+        with self._core.transactions.mutex:
+            obj = self._core.store.peek(inode_address(number))
+        inode = getattr(obj, "inode", None)
+        if inode is None:
+            return "file"
+        return "layer" if inode.is_layer else "directory" if inode.is_directory else "file"
+
+    def _held(self, tenure: Tenure) -> LockInfo:
+        core = self._core
+        mode = tenure.mode.name.lower().replace("_", "-")
+        holders = (core.membership.identity.name,)
+        if tenure.guards is Guards.INODE:
+            number = (tenure.address + core.volume.superblock.lock_block_bytes) >> 12
+            return LockInfo(self._what(number), number, None, mode, holders, tenure.version, *self._use(number))
+        what = tenure.guards.name.lower().replace("_", " ")
+        for index in core.groups.held:
+            if core.geometry.group_lock_address(index) == tenure.address:
+                what = f"group {index}"
+        return LockInfo(what, None, None, mode, holders, tenure.version)
+
+    def clone(self, source: int, parent: int, name: bytes, uid: int, gid: int) -> int:
+        """Clone a file."""
+        return self._cloner.clone(source, parent, name, uid, gid)
+
+    def diff(self, old: int, new: int) -> Sequence[tuple[int, int]]:
+        """Where two clones of one file differ."""
+        return self._cloner.diff(old, new)
+
+    def request_unmount(self) -> None:
+        """Begin to unmount. OSError(EBUSY) when files are open."""
+        try:
+            kernel.unmount(self._mountpoint)
+        except MountBusy as error:
+            raise OSError(EBUSY, str(error)) from error
+
+
+def _mode_name(record: LockRecord) -> str:
+    return "free" if record.mode is LockMode.FREE else record.mode.name.lower().replace("_", "-")
+
+
+def _kernel_facts(agreed: Negotiated) -> KernelFacts:
+    names = (
+        "async_read", "atomic_o_trunc", "export_support", "big_writes", "auto_inval_data", "readdirplus",
+        "readdirplus_auto", "async_dio", "parallel_dirops", "max_pages", "killpriv_v2", "abort_error",
+        "setxattr_ext", "init_ext", "direct_io_allow_mmap",
+    )  # fmt: skip
+    on = tuple(n for n in names if getattr(agreed, n))
+    return KernelFacts(agreed.major, agreed.minor, agreed.max_write_bytes, on)
+
