@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -38,6 +39,7 @@ from vmfs.processes import ProcessEnd
 
 ANSWER_SECONDS: Final = 120.0  # several break times: an operation may wait while a dead host is recovered
 LIST_MAX_ITEMS: Final = 1 << 24  # a diff of 1 TiB in which every second block of 64 KiB has changed has half of that
+_BACKLOG_RETRY_SECONDS: Final = 0.02
 StrPath = str | os.PathLike[str]
 
 
@@ -116,13 +118,12 @@ class Mount:
         with self._pinned(source, regular=True) as src, self._pinned(folder or ".") as parent:
             if not stat.S_ISDIR(parent.st_mode):
                 raise PathUnusable(folder, errno.ENOTDIR)
-            if os.path.lexists(text):
-                raise NameTaken(text)
+            # Whether the name is taken is asked once, there: a look-up here would only leave a stale "no" in the kernel.
             args: dict[str, Json] = {"uid": os.geteuid(), "gid": os.getegid(), "name": name.hex()}
             try:
                 made = self._ask("clone", source=src.st_ino, parent=parent.st_ino, **args)
             except RemoteFailure as error:
-                if error.errno == errno.EEXIST:  # made by someone else since
+                if error.errno == errno.EEXIST:
                     raise NameTaken(text) from error
                 raise
         return from_json(int, made)
@@ -164,8 +165,7 @@ class Mount:
         """Send a request and yield its replies; an error among them is raised."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(self._answer_seconds)
-                connection.connect(self._socket_path)
+                self._connect(connection)
                 # The name came from a file system that anyone may have mounted: only root, or we, answer for it.
                 if peer_of(connection).uid not in (0, os.geteuid()):
                     raise ProtocolError(f"{self._socket_path} is served by another user; it is not trusted")
@@ -177,6 +177,19 @@ class Mount:
             raise ControlForbidden(f"the mount at {self.mountpoint}") from None
         except OSError as error:
             raise ControlUnreachable(self.mountpoint, error.strerror or str(error)) from error
+
+    def _connect(self, connection: socket.socket) -> None:
+        # With a timeout set, connect(2) does not wait for room in the server's backlog, but fails with EAGAIN.
+        deadline = time.monotonic() + self._answer_seconds
+        connection.settimeout(self._answer_seconds)
+        while True:
+            try:
+                connection.connect(self._socket_path)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_BACKLOG_RETRY_SECONDS)
 
     # -- paths -------------------------------------------------------------------------------------
 

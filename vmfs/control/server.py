@@ -34,7 +34,7 @@ LAST_ANSWER_SECONDS: Final = 2.0  # what `close` gives answers under way, togeth
 INODE_LIMIT: Final = 1 << 64
 NAME_MAX_BYTES: Final = 255
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_BACKLOG: Final = 16
+_BACKLOG: Final = 128
 
 log = logging.getLogger(__name__)
 
