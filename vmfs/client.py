@@ -13,7 +13,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from vmfs.control.contract import CONTROL_XATTR, HostInfo, LockInfo, VolumeInfo
@@ -169,7 +169,8 @@ class Mount:
                 # The name came from a file system that anyone may have mounted: only root, or we, answer for it.
                 if peer_of(connection).uid not in (0, os.geteuid()):
                     raise ProtocolError(f"{self._socket_path} is served by another user; it is not trusted")
-                connection.sendall(encode({"op": operation, "args": args}))
+                with suppress(BrokenPipeError):  # refused before it was asked: the reason lies ready to be read
+                    connection.sendall(encode({"op": operation, "args": args}))
                 yield _replies(connection)
         except TimeoutError:
             raise ControlTimeout(self.mountpoint, operation, self._answer_seconds) from None
