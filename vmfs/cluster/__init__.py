@@ -50,6 +50,8 @@ The surface, in short (each name is exported by its module)::
     locks.unpin(tenure);  locks.release(address);  locks.held(address) -> Tenure | None
     locks.peek(address) -> LockRecord;  locks.holders(address) -> LockView;  locks.close()
     locks.on_request(slot, kind, target, argument)     # hand it to MembershipCallbacks.on_request
+    locks.lose_all()                                   # hand it to MembershipCallbacks.on_fenced
+    locks.abandon()                                    # for a mount that must not write
     Tenure: address, guards, mode, version, slot, incarnation, value (bytes, settable under an exclusive lock)
 
 At format: SlotRecord(address, prefix, i).pack(sector) and LockRecord(address, prefix, guards).pack(sector), each padded

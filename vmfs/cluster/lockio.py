@@ -89,14 +89,15 @@ class LockSectors:
                 if attempt == REREADS - 1 or not any(raw):
                     raise
             self._clock.sleep(REREAD_PAUSE_S)
+        named = (*record.all_holders, *((record.waiter,) if record.waiter else ()))
+        if any(h.slot >= self._membership.region.count for h in named):
+            raise DamagedBlock(address, "lock: it names a heartbeat slot that the volume does not have")
         if guards is not None and record.guards is not guards:
             raise DamagedBlock(address, f"this lock guards {record.guards.name}, not {guards.name}")
         return raw, record
 
     def is_void(self, holder: Holder) -> bool:
         """R7: whether the slot, read afresh, carries a greater incarnation. A damaged slot voids nothing."""
-        if holder.slot >= self._membership.region.count:
-            return False
         record = self._membership.read_slot(holder.slot).record
         return record is not None and record.incarnation > holder.incarnation
 

@@ -298,10 +298,7 @@ class LockManager:
 
         Raises the first error after it has tried them all.
         """
-        with self._table.cond:
-            self._table.closing = True
-            self._table.cond.notify_all()
-        self._releaser.join()
+        self.abandon()
         first: VmfsError | None = None
         for tenure in sorted(self.all_held(), key=lambda t: t.address):
             try:
@@ -310,6 +307,13 @@ class LockManager:
                 first = first or e
         if first is not None and not self._membership.fenced:
             raise first
+
+    def abandon(self) -> None:
+        """End the thread and give nothing up. For a mount that must not write."""
+        with self._table.cond:
+            self._table.closing = True
+            self._table.cond.notify_all()
+        self._releaser.join()
 
     def lose_all(self) -> None:
         """The host was fenced: all tenures are lost, at once, without I/O. For `on_fenced`."""

@@ -121,6 +121,9 @@ class SlotRegion:
             return SlotView(slot, address, raw, None, e.what, submitted, completed)
         except UnsupportedFormat as e:
             return SlotView(slot, address, raw, None, str(e), submitted, completed)
+        if record.recoverer is not None and record.recoverer.slot >= self.count:
+            damage = f"heartbeat slot {slot}: it names a recoverer that the volume has no slot for"
+            return SlotView(slot, address, raw, None, damage, submitted, completed)
         with self._mutex:
             self._parsed[slot] = (raw, record)
         return SlotView(slot, address, raw, record, None, submitted, completed)

@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.scripted import Fate, ScriptedDevice
+from tests.cluster.world import PREFIX, Host, format_volume, lock_address
+from vmfs.cluster.lockrelease import HOLD_S
+from vmfs.cluster.locktable import LockRequest, Tenure
+from vmfs.devices.ram import RamDevice
+from vmfs.errors import DamagedBlock, DeviceError, LeaseExpired, LockedByOther, LockUpgradeRefused, MountClosing
+from vmfs.ondisk.lock import Guards, Holder, LockMode, LockRecord, parse_lock
+
+MakeHost = Callable[..., Host]
+A, B = lock_address(0), lock_address(1)
+SHARED = LockMode.SHARED
+TEST = Guards.TEST
+
+
+def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def on_disk(volume: RamDevice, address: int) -> LockRecord:
+    return parse_lock(volume.read(address, 512), address, PREFIX)
+
+
+def test_a_lock_is_taken_kept_a_moment_and_given_up(volume: RamDevice, host: MakeHost) -> None:
+    released: list[Tenure] = []
+    one = host("esx1", before_release=released.append).join()
+    tenure = one.locks.acquire(A, TEST)
+    record = on_disk(volume, A)
+    assert (record.mode, record.owner, record.version) == (LockMode.EXCLUSIVE, one.membership.holder, 1)
+    assert (tenure.version, tenure.slot, tenure.incarnation) == (1, 0, 1)
+    assert one.locks.acquire(A, TEST) is tenure  # re-entrant
+    one.locks.unpin(tenure)
+    time.sleep(0.06)
+    assert on_disk(volume, A) == record  # still pinned once
+    one.locks.unpin(tenure)
+    assert one.locks.held(A) is tenure
+    until(lambda: on_disk(volume, A).mode is LockMode.FREE)
+    until(lambda: one.locks.held(A) is None)
+    assert released == [tenure]
+    assert on_disk(volume, A).version == 1  # kept by the release ...
+    assert one.locks.acquire(A, TEST).version == 2  # ... and grown by the next hold
+    with pytest.raises(ValueError, match="not held"):
+        one.locks.unpin(tenure)
+
+
+def test_no_io_while_the_lock_is_cached(volume: RamDevice, host: MakeHost) -> None:
+    device = ScriptedDevice(volume)
+    one = host("esx1", device=device).join(start=False)
+    one.locks.unpin(one.locks.acquire(A, TEST, sticky=True))
+    sent = len(device.sent)
+    time.sleep(0.06)  # beyond the idle time: it is sticky
+    for _ in range(100):
+        one.locks.unpin(one.locks.acquire(A, TEST))
+    assert len(device.sent) == sent
+
+
+def test_who_does_not_wait_is_told_the_holder_at_once(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    tenure = one.locks.acquire(A, TEST)
+    began = time.monotonic()
+    with pytest.raises(LockedByOther, match="locked by host esx1") as caught:
+        two.locks.acquire(A, TEST, wait=0)
+    assert time.monotonic() - began < 0.1
+    assert caught.value.holder == "esx1"
+    view = two.locks.holders(A)
+    assert (view.names, view.void, view.waiter_name) == (("esx1",), frozenset(), None)
+    with pytest.raises(LockedByOther):
+        two.locks.acquire(A, TEST, wait=0.1)
+    assert one.locks.peek(A).waiter is None  # the mark was taken out again
+    one.locks.unpin(tenure)
+    assert two.locks.acquire(A, TEST, wait=1).version == 2
+
+
+def test_a_local_thread_that_does_not_wait_is_not_held_up_by_one_that_does(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    tenure = one.locks.acquire(A, TEST)
+    got: list[Tenure] = []
+    waiting = threading.Thread(target=lambda: got.append(two.locks.acquire(A, TEST, wait=5)))
+    waiting.start()
+    until(lambda: one.locks.peek(A).waiter == two.membership.holder)
+    began = time.monotonic()
+    with pytest.raises(LockedByOther, match="esx1"):
+        two.locks.acquire(A, TEST, wait=0)
+    assert time.monotonic() - began < 0.1
+    one.locks.unpin(tenure)
+    waiting.join()
+    assert got[0].version == 2
+
+
+def test_the_mark_of_a_waiter_ends_continuous_use(host: MakeHost) -> None:
+    """Threads of one host use the lock without a gap; the other host gets it within a few hold times."""
+    one, two = host("esx1").join(), host("esx2").join()
+    stop = threading.Event()
+
+    def use() -> None:
+        while not stop.is_set():
+            tenure = one.locks.acquire(A, TEST)
+            time.sleep(0.002)
+            one.locks.unpin(tenure)
+
+    users = [threading.Thread(target=use) for _ in range(3)]
+    for t in users:
+        t.start()
+    time.sleep(2 * HOLD_S)
+    began = time.monotonic()
+    tenure = two.locks.acquire(A, TEST, wait=5)
+    assert time.monotonic() - began < 5 * HOLD_S
+    two.locks.unpin(tenure)
+    stop.set()
+    for t in users:
+        t.join()
+
+
+def test_two_hosts_that_hammer_get_a_fair_share_each(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    end = time.monotonic() + 2.5
+    done = {"esx1": 0, "esx2": 0}
+    inside: list[str] = []
+
+    def hammer(h: Host) -> None:
+        while time.monotonic() < end:
+            tenure = h.locks.acquire(A, TEST)
+            inside.append(h.name)
+            assert set(inside) == {h.name}
+            time.sleep(0.001)
+            inside.remove(h.name)
+            done[h.name] += 1
+            h.locks.unpin(tenure)
+
+    threads = [threading.Thread(target=hammer, args=(h,)) for h in (one, two)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert min(done.values()) > 0.2 * sum(done.values()), done
+
+
+def test_a_sticky_lock_is_given_up_when_asked_through_the_slot(volume: RamDevice, host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    one.locks.unpin(one.locks.acquire(A, TEST, sticky=True))
+    began = time.monotonic()
+    two.locks.unpin(two.locks.acquire(A, TEST, wait=3))
+    assert time.monotonic() - began < 3 * one.timers.interval_s
+    two.membership.beat()
+    assert two.membership.record.requests == ()  # taken back
+
+
+def test_sharers_share_and_a_writer_gets_its_turn(volume: RamDevice, host: MakeHost) -> None:
+    one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
+    shared = [h.locks.acquire(A, TEST, SHARED) for h in (one, two)]
+    assert set(on_disk(volume, A).holders) == {one.membership.holder, two.membership.holder}
+    assert [t.version for t in shared] == [1, 2]
+    with pytest.raises(LockedByOther, match="esx1, esx2"):
+        three.locks.acquire(A, TEST, wait=0)
+    got: list[Tenure] = []
+    writer = threading.Thread(target=lambda: got.append(three.locks.acquire(A, TEST, wait=5)))
+    writer.start()
+    until(lambda: on_disk(volume, A).waiter == three.membership.holder)
+    with pytest.raises(LockedByOther):  # the intent keeps new sharers away
+        host("esx4").join().locks.acquire(A, TEST, SHARED, wait=0.1)
+    for h, t in zip((one, two), shared, strict=True):
+        h.locks.unpin(t)
+    writer.join()
+    assert on_disk(volume, A).owner == three.membership.holder
+    assert got[0].mode is LockMode.EXCLUSIVE
+
+
+def test_shared_to_exclusive_gives_the_shared_hold_up_first(volume: RamDevice, host: MakeHost) -> None:
+    released: list[tuple[LockMode, int]] = []
+    one = host("esx1", before_release=lambda t: released.append((t.mode, t.version))).join()
+    shared = one.locks.acquire(A, TEST, SHARED)
+    with pytest.raises(LockUpgradeRefused):
+        one.locks.acquire(A, TEST)
+    one.locks.unpin(shared)
+    exclusive = one.locks.acquire(A, TEST)
+    assert released == [(SHARED, 1)]
+    assert exclusive.version == 2
+    assert one.locks.acquire(A, TEST, SHARED) is exclusive  # exclusive serves a sharer
+
+
+def test_two_upgraders_do_not_deadlock(host: MakeHost) -> None:
+    hosts = [host("esx1").join(), host("esx2").join()]
+    for h in hosts:
+        h.locks.unpin(h.locks.acquire(A, TEST, SHARED, sticky=True))
+    versions: list[int] = []
+
+    def upgrade(h: Host) -> None:
+        tenure = h.locks.acquire(A, TEST, wait=5)
+        versions.append(tenure.version)
+        h.locks.unpin(tenure)
+
+    threads = [threading.Thread(target=upgrade, args=(h,)) for h in hosts]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(versions)) == 2
+
+
+def test_the_seventeenth_sharer_waits(volume: RamDevice, host: MakeHost) -> None:
+    format_volume(volume, slots=20)
+    one = host("esx1", slots=20).join()
+    sharers = tuple(Holder(slot, 1) for slot in range(1, 17))
+    full = LockRecord(A, PREFIX, TEST, SHARED, 16, 16, None, sharers)
+    volume.write(A, full.pack(512))
+    with pytest.raises(LockedByOther):
+        one.locks.acquire(A, TEST, SHARED, wait=0)
+
+
+def test_a_hold_of_an_ended_incarnation_is_void_and_of_no_other(volume: RamDevice, host: MakeHost) -> None:
+    """R7: void only when the slot's incarnation is greater; a lock that is newer than the slot seen is not."""
+    one = host("esx1").join()
+    ended = LockRecord(A, PREFIX, TEST, LockMode.EXCLUSIVE, 9, 9, Holder(3, 1))
+    volume.write(A, ended.pack(512))  # slot 3 is free, with incarnation 0: not greater
+    with pytest.raises(LockedByOther):
+        one.locks.acquire(A, TEST, wait=0)
+    other = host("esx2").join(start=False)
+    slot = other.membership.holder.slot
+    other.leave()
+    volume.write(A, LockRecord(A, PREFIX, TEST, LockMode.EXCLUSIVE, 10, 10, Holder(slot, 1)).pack(512))
+    assert one.locks.acquire(A, TEST, wait=0).version == 11
+
+
+def test_the_value_block_passes_from_holder_to_holder(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    tenure = one.locks.acquire(A, TEST)
+    assert tenure.value == bytes(32)
+    tenure.value = b"v" * 32
+    with pytest.raises(ValueError, match="value of 3"):
+        tenure.value = b"abc"
+    one.locks.unpin(tenure)
+    assert one.locks.release(A)
+    assert two.locks.acquire(A, TEST, SHARED).value == b"v" * 32
+
+
+@pytest.mark.expected_log("could not be given up")
+def test_a_lock_whose_work_can_not_be_put_in_order_is_kept(volume: RamDevice, host: MakeHost) -> None:
+    failing = [True]
+
+    def before_release(tenure: Tenure) -> None:
+        if failing[0]:
+            raise DeviceError("lun", "flush", 0, 0, "ordered")
+
+    one = host("esx1", before_release=before_release).join()
+    tenure = one.locks.acquire(A, TEST)
+    one.locks.unpin(tenure)
+    time.sleep(0.1)
+    assert one.locks.held(A) is tenure
+    assert on_disk(volume, A).owner == one.membership.holder
+    with pytest.raises(DeviceError):
+        one.locks.release(A)
+    failing[0] = False
+    until(lambda: on_disk(volume, A).mode is LockMode.FREE)
+
+
+def test_a_dead_host_of_another_machine_is_broken_after_b_and_its_locks_are_void(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    one.locks.acquire(A, TEST)
+    one.locks.acquire(B, TEST)
+    one.crash()
+    crashed = time.monotonic()
+    assert two.locks.acquire(A, TEST, wait=5).version == 2
+    assert two.recovered == [0]
+    assert time.monotonic() - crashed > two.timers.break_s - two.timers.interval_s
+    assert two.locks.acquire(B, TEST, wait=0).version == 2  # with the same recovery
+    assert two.recovered == [0]
+
+
+def test_a_recoverer_that_dies_is_recovered_first(host: MakeHost) -> None:
+    """R6: recovering is overtaken only once the recoverer's incarnation has itself been recovered."""
+    one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
+    one.locks.acquire(A, TEST)
+    one.crash()
+    until(lambda: 0 in two.membership.dead_slots())
+    two.membership.begin_recovery(0)
+    assert three.membership.recovery.recoverable(0) is None  # its recoverer lives
+    two.crash()
+    three.locks.acquire(A, TEST, wait=5)
+    assert three.recovered == [1, 0]
+
+
+def test_a_slot_handed_back_is_taken_up_and_a_failed_one_waits_for_an_operator(host: MakeHost) -> None:
+    one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
+    one.crash()
+    until(lambda: 0 in two.membership.dead_slots())
+    two.membership.begin_recovery(0)
+    two.membership.hand_back(0)
+    three.membership.begin_recovery(0)
+    three.membership.fail_recovery(0)
+    assert two.membership.dead_slots() == {}
+    dead = two.membership.begin_recovery(0, operator=True)
+    assert dead.host_name == "esx1"
+    two.membership.finish_recovery(0)
+    assert two.membership.read_slot(0).require().incarnation == 2
+
+
+@pytest.mark.expected_log("heartbeat was not answered")
+@pytest.mark.expected_log("lease has run out")
+def test_without_a_lease_nothing_is_submitted_or_handed_out(volume: RamDevice, host: MakeHost) -> None:
+    device = ScriptedDevice(volume)
+    one = host("esx1", device=device).join()
+    tenure = one.locks.acquire(A, TEST)
+    device.all_fail = True
+    until(lambda: one.events == ["expired"])
+    device.sent.clear()
+    with pytest.raises(LeaseExpired):
+        one.locks.acquire(A, TEST)
+    with pytest.raises(LeaseExpired):
+        one.locks.acquire(B, TEST)
+    one.locks.unpin(tenure)
+    time.sleep(0.1)
+    assert {offset for offset, _, _ in device.sent} <= {one.membership.region.address(0)}  # heartbeats alone
+    device.all_fail = False
+    until(lambda: one.locks.held(A) is None)  # it goes on where it was
+    assert on_disk(volume, A).mode is LockMode.FREE
+
+
+@pytest.mark.parametrize("fate", [Fate.NOT_DONE, Fate.ANSWER_LOST])
+def test_a_lock_whose_answer_was_lost_is_used_at_a_new_version_only(
+    volume: RamDevice, host: MakeHost, fate: Fate
+) -> None:
+    """R10."""
+    device = ScriptedDevice(volume)
+    one = host("esx1", device=device).join(start=False)
+    device.fates.append(fate)
+    tenure = one.locks.acquire(A, TEST)
+    assert tenure.version == 2  # version 1 was in the image of unknown fate
+    assert on_disk(volume, A).version == 2
+    device.fates.append(fate)
+    one.locks.unpin(tenure)
+    assert one.locks.release(A)
+    record = on_disk(volume, A)
+    assert record.mode is LockMode.FREE
+    assert record.version == (3 if fate is Fate.NOT_DONE else 2)  # landed: known by reading, and free
+    device.sent.clear()
+
+
+def test_an_image_that_lands_late_changes_nothing(volume: RamDevice, host: MakeHost) -> None:
+    device = ScriptedDevice(volume)
+    one = host("esx1", device=device).join(start=False)
+    device.fates.append(Fate.LATE)
+    tenure = one.locks.acquire(A, TEST)
+    device.fates.append(Fate.LATE)
+    one.locks.unpin(tenure)
+    one.locks.release(A)
+    free = on_disk(volume, A)
+    assert device.land_late() == [False, False]
+    assert on_disk(volume, A) == free
+
+
+def test_a_lock_in_doubt_is_not_reported_and_is_set_free_in_the_background(volume: RamDevice, host: MakeHost) -> None:
+    """The taker got an error; its image lands afterwards. Nobody may think that this host holds the lock for ever."""
+    device = ScriptedDevice(volume)
+    one, two = host("esx1", device=device).join(start=False), host("esx2").join(start=False)
+    device.fates.extend([Fate.NOT_DONE, Fate.NOT_DONE, Fate.LATE])
+    with pytest.raises(DeviceError):
+        one.locks.acquire(A, TEST)
+    assert one.locks.held(A) is None
+    assert device.land_late() == [True]
+    assert on_disk(volume, A).owner == one.membership.holder
+    until(lambda: on_disk(volume, A).mode is LockMode.FREE)
+    assert on_disk(volume, A).version > 3  # above all that were tried
+    assert two.locks.acquire(A, TEST, wait=1).version > 4
+
+
+def test_many_locks_are_taken_all_or_none(host: MakeHost) -> None:
+    one, two = host("esx1").join(), host("esx2").join()
+    blocked = one.locks.acquire(B, TEST)
+    wanted = [LockRequest(B, TEST), LockRequest(A, TEST)]
+    with pytest.raises(LockedByOther):
+        two.locks.acquire_many(wanted, wait=0.2)
+    assert two.locks.release(A) or two.locks.held(A) is None
+    one.locks.unpin(blocked)
+    tenures = two.locks.acquire_many(wanted, wait=3)
+    assert [t.address for t in tenures] == [B, A]
+
+
+def test_hosts_that_take_many_locks_in_any_order_all_go_on(host: MakeHost) -> None:
+    hosts = [host("esx1").join(), host("esx2").join()]
+    done = {h.name: 0 for h in hosts}
+    end = time.monotonic() + 1.5
+
+    def work(h: Host, addresses: list[int]) -> None:
+        while time.monotonic() < end:
+            for tenure in h.locks.acquire_many([LockRequest(a, TEST) for a in addresses]):
+                h.locks.unpin(tenure)
+            done[h.name] += 1
+
+    orders = [[A, B], [B, A]]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(hosts, orders, strict=True)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(10)
+    assert all(count > 3 for count in done.values()), done
+
+
+def test_closing_gives_up_what_is_unpinned_and_refuses_more(volume: RamDevice, host: MakeHost) -> None:
+    one = host("esx1").join()
+    pinned = one.locks.acquire(A, TEST)
+    one.locks.unpin(one.locks.acquire(B, TEST, sticky=True))
+    one.locks.close()
+    assert (on_disk(volume, A).owner, on_disk(volume, B).mode) == (one.membership.holder, LockMode.FREE)
+    with pytest.raises(MountClosing):
+        one.locks.acquire(B, TEST)
+    one.locks.unpin(pinned)
+    one.membership.leave()
+    two = host("esx2").join()
+    assert two.locks.acquire(A, TEST, wait=0).version == 2  # void with its incarnation
+
+
+def test_damaged_and_misplaced_locks_are_errors(volume: RamDevice, host: MakeHost) -> None:
+    one = host("esx1").join()
+    with pytest.raises(DamagedBlock, match="never formatted"):
+        one.locks.acquire(lock_address(100), TEST)
+    with pytest.raises(DamagedBlock, match="guards TEST, not INODE"):
+        one.locks.acquire(A, Guards.INODE)
+    sector = bytearray(volume.read(B, 512))
+    sector[30] ^= 1
+    volume.write(B, bytes(sector))
+    with pytest.raises(DamagedBlock, match="checksum"):
+        one.locks.acquire(B, TEST)
+    volume.write(B, LockRecord(B, PREFIX, TEST, LockMode.EXCLUSIVE, 1, 1, Holder(8, 1)).pack(512))
+    with pytest.raises(DamagedBlock, match="does not have"):
+        one.locks.acquire(B, TEST)
+    assert one.locks.all_held() == []
+
+
+@pytest.mark.expected_log("fenced")
+def test_a_fenced_host_loses_every_tenure(volume: RamDevice, host: MakeHost) -> None:
+    one, two = host("esx1").join(start=False), host("esx2").join()
+    tenure = one.locks.acquire(A, TEST)
+    assert two.locks.acquire(A, TEST, wait=5).version == 2
+    one.membership.beat()
+    assert one.events == ["fenced"]
+    assert tenure.lost
+    assert one.locks.all_held() == []
+    one.locks.unpin(tenure)  # of a lost tenure: nothing to do
+    assert on_disk(volume, A).owner == two.membership.holder
