@@ -1,7 +1,7 @@
 """Speed of Data Recovery on this machine: a table of MB/s of logical data, and of peak memory.
 
-The disk is made up, since a benchmark must run anywhere: half of it unwritten, the rest a mix of text that
-compresses like a system's files, bytes that do not compress, and repeats of earlier parts. Each step is a
+The disk is made of this machine's own files (programs, libraries, documents under /usr), as a guest's would be, with
+bytes that do not compress and repeats of earlier parts between them; half of it is unwritten. Each step is a
 process of its own; `hash only` is the bound: the same threads read and hash, and store nothing.
 
     python benchmarks/backup.py [--size-mib 4096] [--dir /tmp]
@@ -18,27 +18,39 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 MIB = 1 << 20
 SEED = 20
 
 
+def system_bytes() -> Iterator[bytes]:
+    """MiB after MiB of the files under /usr, over and over."""
+    pending = bytearray()
+    while True:
+        for folder, _, names in os.walk("/usr"):
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.is_symlink() or not path.is_file():
+                    continue
+                with open(path, "rb") as file:
+                    while part := file.read(4 * MIB):
+                        pending += part
+                        while len(pending) >= MIB:
+                            yield bytes(pending[:MIB])
+                            del pending[:MIB]
+
+
 def make_disk(path: Path, size_mib: int) -> None:
     """A sparse disk image: of each 8 MiB, 4 are never written."""
-    chance = random.Random(SEED)
-    words = [chance.randbytes(chance.randint(3, 9)).hex().encode() for _ in range(4000)]
+    files = system_bytes()
     with open(path, "wb") as file:
         for at in range(0, size_mib, 8):
             file.seek(at * MIB)
-            for part in range(4):
-                if part == 3 and at % 64 == 56:
-                    file.write(random.Random(SEED + at - 56).randbytes(MIB))  # seen before
-                elif part == 3:
-                    file.write(random.Random(SEED + at).randbytes(MIB))
-                else:
-                    text = b" ".join(chance.choices(words, k=100_000))
-                    file.write(text[:MIB].ljust(MIB, b"x"))
+            file.write(b"".join(next(files) for _ in range(3)))
+            # One MiB that does not compress; every eighth of them was on the disk before.
+            file.write(random.Random(at - 56 if at % 64 == 56 else at).randbytes(MIB))
         file.truncate(size_mib * MIB)
 
 
