@@ -12,7 +12,6 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 from vmfs.clock import Clock, SystemClock
@@ -74,16 +73,6 @@ class _Lease:
         self.check = membership.check_lease
 
 
-@dataclass(slots=True)
-class _Late:
-    """Calls that come back into a mount whose parts refer to each other in a circle: filled in when they are made."""
-
-    before_release: Callable[[Tenure], None] = lambda tenure: None
-    recover: Callable[[int], None] = lambda slot: None
-    on_request: Callable[[int, int, int, int], None] = lambda slot, kind, target, argument: None
-    on_fenced: Callable[[], None] = lambda: None
-
-
 class MountedVolume:
     """All parts of one mount, without the kernel's side: what tests and tools drive directly too."""
 
@@ -96,8 +85,7 @@ class MountedVolume:
         Close it with `leave` or `abandon`.
         """
         self.volume = volume
-        self._late = _Late()
-        self._clock = clock
+        self._locks: LockManager | None = None
         sb, geometry = volume.superblock, volume.geometry
         region = SlotRegion(
             volume.extents, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
@@ -106,9 +94,7 @@ class MountedVolume:
         timers = Timers(
             t.heartbeat_us, t.lease_us, t.margin_us, t.break_us, t.validity_us, t.quarantine_us, t.drift_ppm
         )
-        callbacks = MembershipCallbacks(
-            on_request=lambda *a: self._late.on_request(*a), on_fenced=lambda: self._late.on_fenced()
-        )
+        callbacks = MembershipCallbacks(on_request=self._on_request, on_fenced=self._on_fenced)
         self.membership = Membership(
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
             callbacks=callbacks,
@@ -139,8 +125,8 @@ class MountedVolume:
         transactions = Transactions(io, journal, volume.uuid, sb.label, store.version, groups.on_settled)
         locks = LockManager(
             volume.extents, membership, clock,
-            before_release=lambda tenure: self._late.before_release(tenure),
-            recover=lambda slot: self._late.recover(slot),
+            before_release=self._before_release,
+            recover=self._recover_slot,
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
@@ -149,10 +135,7 @@ class MountedVolume:
             read_only=read_only,
         )  # fmt: skip
         self._build_operations(core)
-        self._late.before_release = self._before_release
-        self._late.recover = self.recoverer.recover
-        self._late.on_request = locks.on_request
-        self._late.on_fenced = lambda: transactions.fail("another host took this one for dead")
+        self._locks = locks
 
     def _orphans(self, io: LeasedIO, volume: Volume, slot: int, lock: int) -> OrphansObject:
         address = volume.geometry.orphans_address(slot)
@@ -190,6 +173,19 @@ class MountedVolume:
         self.reaper.work()
         self.reaper.start()
         self.publisher.start()
+
+    # -- called back by the cluster's threads ------------------------------------------------------
+
+    def _on_request(self, slot: int, kind: int, target: int, argument: int) -> None:
+        if self._locks is not None:  # the heartbeat begins before there are locks to be asked for
+            self._locks.on_request(slot, kind, target, argument)
+
+    def _on_fenced(self) -> None:
+        if self._locks is not None:
+            self.core.transactions.fail("another host took this one for dead")
+
+    def _recover_slot(self, slot: int) -> None:
+        self.recoverer.recover(slot)
 
     # -- giving up locks ---------------------------------------------------------------------------
 
