@@ -198,7 +198,7 @@ def _restore_disk(
     leaf_bytes = FANOUT * store.config.chunk_bytes
     try:
         os.ftruncate(fd, disk.size)
-        with closing(in_order(_tasks(store, disk, fd, readers), threads, "restore")) as counts:
+        with closing(in_order(_tasks(store, disk, fd, readers, advance), threads, "restore")) as counts:
             for count in counts:
                 written += count
                 advance(min(leaf_bytes, disk.size))
@@ -213,17 +213,21 @@ def _restore_disk(
     return RestoredDisk(str(final), disk.size, written, time.monotonic() - begun)
 
 
-def _tasks(store: Store, disk: Disk, fd: int, readers: _Readers) -> Iterator[Callable[[], int]]:
+def _tasks(
+    store: Store, disk: Disk, fd: int, readers: _Readers, advance: Callable[[int], None]
+) -> Iterator[Callable[[], int]]:
+    """The leaves to write; those of zeros are told to be done at once."""
     chunks = store.chunks_of(disk.size)
     tree = TreeReader(readers.get().get_page, disk.root, disk.levels, chunks)
     for number, leaf_id in zip(range(pages_at(chunks, 1)), tree.leaf_ids(), strict=True):
-        yield partial(_restore_leaf, store, disk, fd, readers, number, leaf_id)
+        if leaf_id == ZERO_ID:
+            advance(min(FANOUT * store.config.chunk_bytes, disk.size))
+        else:
+            yield partial(_restore_leaf, store, disk, fd, readers, number, leaf_id)
 
 
 def _restore_leaf(store: Store, disk: Disk, fd: int, readers: _Readers, number: int, leaf_id: bytes) -> int:
     """Write the chunks of one leaf; the bytes written. Chunks go out in runs, so that the medium gets large writes."""
-    if leaf_id == ZERO_ID:
-        return 0
     reader = readers.get()
     chunk = store.config.chunk_bytes
     tree = TreeReader(reader.get_page, disk.root, disk.levels, store.chunks_of(disk.size))

@@ -30,8 +30,8 @@ class FakeVolumeError(VmfsError):
 class FakeMount:
     """Behaves as a mounted volume does: whole-file clones of regular files, diffs by blocks, unrelated files refused.
 
-    Lineage is by inode: a clone belongs to the family of what it was made of. Inodes are pinned by open files, since the
-    file system beneath gives their numbers out again and has no generations.
+    Lineage is by inode: a clone belongs to the family of what it was made of. Inodes are pinned by open files, since
+    the file system beneath gives their numbers out again and has no generations.
     """
 
     def __init__(self) -> None:
