@@ -74,9 +74,9 @@ class Service:
         )  # fmt: skip
 
     def hosts(self) -> Sequence[HostInfo]:
-        """The slots in use."""
+        """The slots in use, read afresh: the last heartbeat's look may be older than a host that has just mounted."""
         core = self._core
-        snapshot = core.membership.snapshot or core.membership.region.read_all()
+        snapshot = core.membership.region.read_all()
         names = [""] * core.volume.superblock.max_hosts
         for record in snapshot.records:
             names[record.slot] = record.host_name
