@@ -27,7 +27,7 @@ class Slots:
 
     records: tuple[SlotRecord, ...]
     problems: tuple[tuple[int, str], ...]
-    """(address, what is wrong) of each slot without a record."""
+    """(address, what is wrong) of each slot that cannot be decoded, or is not as it was formatted."""
 
 
 def read_slots(volume: Volume) -> Slots:
@@ -41,6 +41,8 @@ def read_slots(volume: Volume) -> Slots:
         at = slot * sb.lock_block_bytes
         try:
             records.append(parse_slot(region[at : at + sb.sector_bytes], address, volume.prefix, slot))
+            if any(region[at + sb.sector_bytes : at + sb.lock_block_bytes]):
+                problems.append((address, f"heartbeat slot {slot}: the bytes behind its record are not zero"))
         except DamagedBlock as error:
             problems.append((address, error.what))
         except UnsupportedFormat as error:

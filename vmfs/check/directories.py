@@ -78,7 +78,7 @@ class Directories:
             self._add(Kind.DIRECTORY_SHAPE_WRONG, message, inode)
             self.complete = False
             return
-        count = 0
+        count = blocks = 0
         whole = True
         for bucket, pointer in self._buckets(inode):
             names: set[bytes] = set()
@@ -88,12 +88,20 @@ class Directories:
                     continue
                 self._check_block(inode, bucket, address, block, names)
                 count += len(block.entries)
+                blocks += 1
         if not whole:
             self.complete = False
-        elif count != inode.entry_count:
-            message = f"directory {inode.number} counts {inode.entry_count} names and has {count}"
-            self._add(Kind.ENTRY_COUNT_WRONG, message, inode)
+        else:
+            self._check_counts(inode, count, blocks)
         self._report.counts.entries += count
+
+    def _check_counts(self, inode: Inode, entries: int, blocks: int) -> None:
+        if entries != inode.entry_count:
+            message = f"directory {inode.number} counts {inode.entry_count} names and has {entries}"
+            self._add(Kind.ENTRY_COUNT_WRONG, message, inode)
+        if blocks != inode.own_blocks:
+            message = f"directory {inode.number} counts {inode.own_blocks} blocks and has {blocks}"
+            self._add(Kind.BLOCK_COUNT_WRONG, message, inode)
 
     def _buckets(self, inode: Inode) -> Iterator[tuple[int, int]]:
         total = (1 << inode.level) + inode.split

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from vmfs.errors import EXIT_FAILED
 
-MAX_FINDINGS_PER_KIND: Final = 200  # a ruined volume has millions; the rest is counted
+MAX_FINDINGS_PER_KIND: Final = 100  # a ruined volume has millions; the rest is counted
 
 
 class Severity(StrEnum):

@@ -85,6 +85,9 @@ class LockChecker:
         if record.guards is not guards:
             message = f"lock of {name}: it says that it guards a {record.guards.name.lower()}"
             self._report.add(Kind.LOCK_DAMAGED, message, address=address, inode=inode)
+        elif any(block[self._sector :]):
+            message = f"lock of {name}: the bytes behind its record are not zero"
+            self._report.add(Kind.LOCK_DAMAGED, message, address=address, inode=inode)
         elif problem := self._holders.problem(record):
             self._report.add(Kind.LOCK_IMPOSSIBLE, f"lock of {name}: {problem}", address=address, inode=inode)
 
