@@ -15,8 +15,8 @@ from vmfs.core.groups import Groups
 from vmfs.core.objects import InodeObject, NodeObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
-from vmfs.errors import NoSpace
-from vmfs.ondisk.inode import Inode
+from vmfs.errors import DamagedBlock, NoSpace
+from vmfs.ondisk.inode import Inode, inode_address
 from vmfs.ondisk.node import (
     ADDRESS_MASK,
     MAX_HEIGHT,
@@ -91,6 +91,25 @@ def _leaf_indexes(
             child = source.pointers(pointer & ADDRESS_MASK, inode.map_id, level - 1, first + position)
             below = (first + position) * POINTERS_PER_NODE
             yield from _leaf_indexes(inode, source, child, level - 1, below, start)
+
+
+def last_leaf(inode: Inode, source: NodeSource) -> int | None:
+    """The index of the last leaf that exists; None: the map is empty. Looks at one path only."""
+    if not any(inode.root):
+        return None
+    if inode.height == 0:
+        return 0
+    pointers, level, first, address = inode.root, inode.height, 0, inode_address(inode.number)
+    while True:
+        position = max((i for i, p in enumerate(pointers) if p), default=None)
+        if position is None:
+            raise DamagedBlock(address, "a map node above the leaves leads nowhere")
+        level -= 1
+        if level == 0:
+            return first + position
+        address = pointers[position] & ADDRESS_MASK
+        pointers = source.pointers(address, inode.map_id, level, first + position)
+        first = (first + position) * POINTERS_PER_NODE
 
 
 class MapWriter:

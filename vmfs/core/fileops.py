@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EFBIG, ENXIO
@@ -128,13 +129,16 @@ class FileOps:
                 if pointer & STATE_MASK:
                     yield block, pointer
 
-    def _indexes(self, file: OpenFile, start: int) -> list[int]:
-        """The leaves from `start` on that exist in the file's map or in a layer below it."""
+    def _indexes(self, file: OpenFile, start: int) -> Iterator[int]:
+        """The leaves from `start` on that exist in the file's map or in a layer below it, in order."""
         seen = self._inodes.look(file.number)
-        found = set(leaf_indexes(seen.inode, seen.source, start))
-        for layer in self._inodes.chain(seen.inode):
-            found.update(leaf_indexes(layer, self._inodes.nodes, start))
-        return sorted(found)
+        maps = [leaf_indexes(seen.inode, seen.source, start)]
+        maps += [leaf_indexes(layer, self._inodes.nodes, start) for layer in self._inodes.chain(seen.inode)]
+        last = -1
+        for index in heapq.merge(*maps):
+            if index != last:
+                yield index
+            last = index
 
     def _zero(self, file: OpenFile, start: int, end: int, limit: int | None) -> None:
         """Write zeros over [start, end) of written blocks; holes are zeros already. The gate is closed."""
@@ -266,17 +270,17 @@ class FileOps:
             old = [(b, p) for b in blocks if (p := file.view.pointer(b)) & STATE_MASK]
             pairs = [(b, PUNCHED if inode.parent and b < inode.inherit_limit else HOLE) for b, _ in old]
             own = [p & ADDRESS_MASK for _, p in old if not p & INHERITED and _allocated(p)]
-        if not self._space.hold_groups(own, _GROUP_WAIT_SECONDS):
-            # Another host keeps a group in which blocks would be freed: zeros do as well, the space stays taken.
-            self._zero(file, blocks[0] * core.block_bytes, (blocks[-1] + 1) * core.block_bytes, limit=None)
-            return
-
         def action(op: Operation) -> None:
             core.groups.free(op, own)
             self._set_pointers(op, file, pairs)
 
-        self._space.run(action)
-        self._show(file, pairs)
+        with self._space.groups_held(own, _GROUP_WAIT_SECONDS) as held:
+            if held:
+                self._space.run(action)
+                self._show(file, pairs)
+                return
+        # Another host keeps a group in which blocks would be freed: zeros do as well, the space stays taken.
+        self._zero(file, blocks[0] * core.block_bytes, (blocks[-1] + 1) * core.block_bytes, limit=None)
 
     def _unwrite_blocks(self, file: OpenFile, blocks: range) -> None:
         """Own blocks become unwritten; inherited ones are hidden."""

@@ -238,17 +238,25 @@ class Inodes:
             self._core.geometry.check_inode(number)
             with self._core.transactions.mutex:
                 if self._core.store.holds(self.lock_address(number)):
-                    found = self._core.store.inode(number).inode
+                    found = self._as_layer(self._core.store.inode(number).inode, generation)
             if found is None:
+                # Read again also while it is no layer yet: another host writes it a moment after the file above it.
                 address = inode_format.inode_address(number)
                 volume = self._core.volume.uuid
-                found = self.read_again(address, lambda block: inode_format.parse(block, number, volume))
-            if not found.is_layer or found.inode_generation != generation:
-                raise DamagedBlock(inode_format.inode_address(number), "is not the layer that a file names its parent")
+                found = self.read_again(
+                    address, lambda block: self._as_layer(inode_format.parse(block, number, volume), generation)
+                )
             if len(self._frozen) >= _FROZEN_INODES_MAX:
                 self._frozen.pop(next(iter(self._frozen)), None)
             self._frozen[key] = found
         return found
+
+    @staticmethod
+    def _as_layer(inode: Inode, generation: int) -> Inode:
+        if not inode.is_layer or inode.inode_generation != generation:
+            address = inode_format.inode_address(inode.number)
+            raise DamagedBlock(address, "is not the layer that a file names its parent")
+        return inode
 
     def frozen_in_store(self, address: int, map_id: int) -> array[int] | None:
         """A node of a layer that this host has just frozen, and that may not be on the disk yet."""

@@ -29,7 +29,7 @@ from vmfs.core.dataplane import DataPlane
 from vmfs.core.directories import DirectoryWriter
 from vmfs.core.filemap import MapWriter
 from vmfs.core.fileops import FileOps
-from vmfs.core.groups import Groups
+from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
 from vmfs.core.layers import Cloner
@@ -56,13 +56,14 @@ from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
+from vmfs.ondisk.inode import ADDRESS_SHIFT
 from vmfs.ondisk.lock import Guards
 from vmfs.ondisk.superblock import PRIMARY_OFFSET
 from vmfs.volume import Volume, open_volume
 
 log = logging.getLogger("vmfs.core")
 
-_PIN_POLL_SECONDS: Final = 0.002
+_QUIET_POLL_SECONDS: Final = 0.002
 _KNOWN_OPTIONS: Final = frozenset({"noexec", "suid", "dev", "_netdev", "rw", "defaults"})
 
 
@@ -192,31 +193,39 @@ class MountedVolume:
     def _before_release(self, tenure: Tenure) -> None:
         """Put in order what a lock covers (rules R5 and R11). Runs without the control mutex."""
         core = self.core
-        if tenure.guards is Guards.RESOURCE_GROUP:
-            self._quiet_group(tenure)
-        core.transactions.settle()
-        with core.transactions.mutex:
-            for index, held in list(core.groups.held.items()):
-                if held.obj.lock == tenure.address:
-                    for file in self.files.table.values():
-                        file.reserve = [r for r in file.reserve if r.group != index]
-                    core.groups.forget(index)
-            core.store.give_up(tenure.address)
-            if tenure.guards is Guards.INODE:
-                self.inodes.forget((tenure.address + core.volume.superblock.lock_block_bytes) >> 12)
-
-    def _quiet_group(self, tenure: Tenure) -> None:
-        """Promise nothing more from a group, and wait until nothing that was promised is being written."""
-        core = self.core
         while True:
+            core.transactions.settle()
             with core.transactions.mutex:
-                held = next((h for h in core.groups.held.values() if h.obj.lock == tenure.address), None)
-                if held is None:
+                if self._is_quiet(tenure) and not core.transactions.unsettled(tenure.address):
+                    self._forget(tenure)
                     return
-                held.asked = True
-                if not held.pins:
-                    return
-            core.clock.sleep(_PIN_POLL_SECONDS)
+            core.clock.sleep(_QUIET_POLL_SECONDS)
+
+    def _is_quiet(self, tenure: Tenure) -> bool:
+        """Whether nothing is under way in what a lock covers. Has no more promised from a group from now on."""
+        held = self._held_group(tenure)
+        if held is None:
+            return True
+        held.asked = True
+        return not held.pins
+
+    def _held_group(self, tenure: Tenure) -> HeldGroup | None:
+        if tenure.guards is not Guards.RESOURCE_GROUP:
+            return None
+        return next((h for h in self.core.groups.held.values() if h.obj.lock == tenure.address), None)
+
+    def _forget(self, tenure: Tenure) -> None:
+        """Everything under a lock is durable in place: keep nothing of it in memory."""
+        core = self.core
+        held = self._held_group(tenure)
+        if held is not None:
+            index = held.obj.group.index
+            for file in self.files.table.values():
+                file.reserve = [r for r in file.reserve if r.group != index]
+            core.groups.forget(index)
+        core.store.give_up(tenure.address)
+        if tenure.guards is Guards.INODE:
+            self.inodes.forget((tenure.address + core.volume.superblock.lock_block_bytes) >> ADDRESS_SHIFT)
 
     # -- the end -----------------------------------------------------------------------------------
 

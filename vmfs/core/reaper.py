@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EBUSY, ENOSPC, ESTALE
 from functools import partial
 from typing import Final
 
-from vmfs.core.filemap import leaf, leaf_indexes
+from vmfs.core.filemap import last_leaf, leaf, leaf_indexes
 from vmfs.core.inodes import Inodes, LiveNodes
 from vmfs.core.objects import DirectoryObject, InodeObject, NodeObject
 from vmfs.core.openfile import OpenFiles
@@ -149,14 +151,13 @@ class Reaper:
                 self._space.run(lambda op: self._forget(op, number, generation), units=0)
             elif kind == OrphanKind.TRIM:
                 self._trim_quietly(obj)
-            else:
+            elif number not in self._files.table:
                 self._remove(obj)
 
     def _remove(self, obj: InodeObject) -> None:
         self.free_map(obj, 0)
         numbers = [obj.inode.parent] if obj.inode.parent else []
-        with self._inodes.locked(*numbers, obj.inode.number):
-            self._groups_of([obj.address])
+        with self._inodes.locked(*numbers, obj.inode.number), self._groups_of([obj.address]):
             self._space.run(lambda op: self._remove_inode(op, obj), units=0)
         if numbers:
             self.kick()  # its layer may be an orphan now
@@ -231,10 +232,13 @@ class Reaper:
             generation=inode.generation, ctime_ns=core.clock.wall_ns(),
         )  # fmt: skip
 
-    def _groups_of(self, addresses: list[int]) -> None:
+    @contextmanager
+    def _groups_of(self, addresses: list[int]) -> Iterator[None]:
         """Hold the groups in which these lie. OSError(EBUSY) when another host keeps one."""
-        if not self._space.hold_groups(addresses, _GROUP_WAIT_SECONDS):
-            raise OSError(EBUSY, "a resource group is kept by another host")
+        with self._space.groups_held(addresses, _GROUP_WAIT_SECONDS) as held:
+            if not held:
+                raise OSError(EBUSY, "a resource group is kept by another host")
+            yield
 
     def free_map(self, obj: InodeObject, keep: int) -> None:
         """Free the blocks from number `keep` on, in steps. The inode's lock is held. OSError(EBUSY); VmfsError."""
@@ -248,8 +252,8 @@ class Reaper:
             core.transactions.check()
             inode = obj.inode
             source = LiveNodes(core, self._inodes, obj.lock)
-            last = max(leaf_indexes(inode, source, keep // POINTERS_PER_NODE), default=None)
-            if last is None:
+            last = last_leaf(inode, source)
+            if last is None or last < keep // POINTERS_PER_NODE:
                 return False
             pointers = leaf(inode, source, last)
             assert pointers is not None
@@ -259,8 +263,8 @@ class Reaper:
             if not victims and low:
                 return False
             chosen, needed, whole = self._choose(obj, victims, low == 0, last)
-        self._groups_of(needed)
-        self._space.run(lambda op: self._free_chosen(op, obj, chosen, last if whole else None), units=0)
+        with self._groups_of(needed):
+            self._space.run(lambda op: self._free_chosen(op, obj, chosen, last if whole else None), units=0)
         return True
 
     def _choose(

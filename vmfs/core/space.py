@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from vmfs.core.groups import HeldGroup
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import LockedByOther, NoSpace
@@ -148,10 +150,29 @@ class Space:
         per_chunk = self._core.geometry.units_per_chunk - 1
         self.ensure(-(-units // per_chunk) + 1 if per_chunk < units else 1)
 
-    def hold_groups(self, addresses: Iterable[int], wait: float) -> bool:
-        """Take the groups of these blocks or units, to free them. False when another host keeps one of them."""
-        wanted = {self._core.geometry.group_of(a)[0] for a in addresses}
-        return all(index in self._core.groups.held or self.take(index, wait) for index in sorted(wanted))
+    @contextmanager
+    def groups_held(self, addresses: Iterable[int], wait: float) -> Iterator[bool]:
+        """Hold the groups of these blocks or units, to free them inside. False when another host keeps one of them."""
+        core = self._core
+        wanted = sorted({core.geometry.group_of(a)[0] for a in addresses})
+        pinned: list[HeldGroup] = []
+        try:
+            yield all(self._pin(index, wait, pinned) for index in wanted)
+        finally:
+            with core.transactions.mutex:
+                for held in pinned:
+                    held.pins -= 1
+
+    def _pin(self, index: int, wait: float, pinned: list[HeldGroup]) -> bool:
+        while True:
+            with self._core.transactions.mutex:
+                held = self._core.groups.held.get(index)
+                if held is not None:
+                    held.pins += 1
+                    pinned.append(held)
+                    return True
+            if not self.take(index, wait):
+                return False
 
 
 def group_block_runs(geometry: Geometry) -> list[tuple[int, int]]:

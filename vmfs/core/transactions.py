@@ -174,6 +174,10 @@ class Transactions:
         """Whether changes under that lock are not yet durable."""
         return lock in self._running.locks or lock in self._committing
 
+    def unsettled(self, lock: int) -> bool:
+        """Whether anything under that lock may not be durable in place. Exact only under the control mutex."""
+        return self.covers(lock) or self._settled != self._in_place
+
     def commit(self) -> bool:
         """Make durable all that ended before this call. Raises MountFailed, and what failed the commit first.
 
@@ -254,6 +258,7 @@ class Transactions:
 
     def _note_settled(self, sequence: int) -> None:
         """A flush that began when all up to `sequence` was in place has returned."""
-        self._settled = sequence
-        while self._unsettled_frees and self._unsettled_frees[0][0] <= sequence:
-            self._on_freed(self._unsettled_frees.pop(0)[1])
+        with self.mutex:
+            self._settled = sequence
+            while self._unsettled_frees and self._unsettled_frees[0][0] <= sequence:
+                self._on_freed(self._unsettled_frees.pop(0)[1])
