@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 from vmfs.control.contract import CONTROL_XATTR, HostInfo, LockInfo, VolumeInfo
@@ -88,7 +89,9 @@ class Mount:
         if path is None:
             return [from_json(LockInfo, k) for k in self._ask_list("locks")]
         with self._pinned(path) as found:
-            return [from_json(LockInfo, k) for k in self._ask_list("locks", inode=found.st_ino)]
+            locks = [from_json(LockInfo, k) for k in self._ask_list("locks", inode=found.st_ino)]
+        below = os.path.relpath(os.path.realpath(path), self.mountpoint)
+        return [k if k.path is not None else replace(k, path=os.path.normpath(f"/{below}")) for k in locks]
 
     def diff(self, old: StrPath, new: StrPath) -> list[tuple[int, int]]:
         """Ranges (offset, length in bytes) in which `new` may differ from `old`: sorted, disjoint.
@@ -118,7 +121,7 @@ class Mount:
         with self._pinned(source, regular=True) as src, self._pinned(folder or ".") as parent:
             if not stat.S_ISDIR(parent.st_mode):
                 raise PathUnusable(folder, errno.ENOTDIR)
-            # Whether the name is taken is asked once, there: a look-up here would only leave a stale "no" in the kernel.
+            # Whether the name is taken is asked there: a look-up here would only leave a stale "no" in the kernel.
             args: dict[str, Json] = {"uid": os.geteuid(), "gid": os.getegid(), "name": name.hex()}
             try:
                 made = self._ask("clone", source=src.st_ino, parent=parent.st_ino, **args)

@@ -81,16 +81,17 @@ def run_background(options: MountOptions, serve: Serve, mount_log: MountLog) -> 
         _become_daemon(options, serve, mount_log, writing)
     os.close(writing)
     try:
-        os.waitpid(child, 0)
-        return _await_report(reading, mount_log)
+        return _await_report(child, reading, mount_log)
     finally:
         os.close(reading)
 
 
-def _await_report(reading: int, mount_log: MountLog) -> int:
+def _await_report(child: int, reading: int, mount_log: MountLog) -> int:
+    """Reap the first child, and hear how the second, the mount's process, gets on."""
     pid = 0
     lines = _Lines(reading)
     try:
+        os.waitpid(child, 0)
         while (line := lines.next_line(None)) is not None:
             report = json.loads(line)
             if "pid" in report:
@@ -100,10 +101,13 @@ def _await_report(reading: int, mount_log: MountLog) -> int:
             else:
                 raise MountDidNotStart(str(report["error"]), int(report["exit_code"]))
     except KeyboardInterrupt:
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        if not pid and (line := lines.next_line(deadline)) is not None:
+            pid = int(json.loads(line).get("pid", 0))
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-            lines.drain(GIVE_UP_SECONDS)
+            lines.drain(deadline)
         raise
     raise MountDidNotStart(f"the mount's process {pid} died before it served; see {mount_log.where}", EXIT_INTERNAL)
 
@@ -129,9 +133,8 @@ class _Lines:
         line, _, self._pending = self._pending.partition(b"\n")
         return line
 
-    def drain(self, seconds: float) -> None:
-        """Wait for the end of the pipe, that is of the process, at most that long."""
-        deadline = time.monotonic() + seconds
+    def drain(self, deadline: float) -> None:
+        """Wait for the end of the pipe, that is of the process or of its report, until `deadline` at most."""
         while self.next_line(deadline) is not None:
             pass
 

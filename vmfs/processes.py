@@ -52,15 +52,17 @@ class MountUser:
 
 
 def users_of(mountpoint: str) -> list[MountUser]:
-    """The processes with an open file, a mapped file, a working or a root directory below `mountpoint` (a real path).
+    """The other processes with an open file, a mapped file, a working or a root directory below `mountpoint`.
 
-    Only links of /proc are read, never the files themselves: a dead or stuck mount does not hang this. As root it
-    sees all processes of this pid namespace, else the caller's own. Loop devices over files of the mount keep it busy
-    too, and belong to no process: see `loops_over`.
+    It is a real path. Only links of /proc are read, never the files themselves: a dead or stuck mount does not hang
+    this. As root it sees all processes of this pid namespace, else the caller's own. Loop devices over files of the
+    mount keep it busy too, and belong to no process: see `loops_over`.
     """
     inside = mountpoint.rstrip("/") + "/"
     found = []
     for pid in _pids():
+        if pid == os.getpid():
+            continue
         for path in _paths_of(pid):
             if path == mountpoint or path.startswith(inside):
                 found.append(MountUser(pid, _command_of(pid), path))

@@ -30,4 +30,4 @@ def diff_command(old: str, new: str, as_json: bool) -> None:
     if ranges:
         rows = [(str(offset), str(length)) for offset, length in ranges]
         show_table(("OFFSET", "LENGTH"), rows, right=("OFFSET", "LENGTH"))
-    click.echo(f"{len(ranges)} ranges, {size_text(total)}")
+    click.echo(f"{len(ranges)} {'range' if len(ranges) == 1 else 'ranges'}, {size_text(total)}")

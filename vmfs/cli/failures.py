@@ -39,6 +39,10 @@ class Reported(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
 
+class ReaderGone(Exception):
+    """Whoever read the output has closed it. (click would take a BrokenPipeError for a failure.)"""
+
+
 def reported(error: VmfsError | ThinError | OSError) -> Reported:
     """The error as click shows it."""
     if isinstance(error, OSError):
@@ -60,7 +64,7 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # Python flushes standard output once more at its end: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from thin.errors import ThinError
-from vmfs.cli.failures import Invocation, reported
+from vmfs.cli.failures import Invocation, ReaderGone, reported
 from vmfs.errors import VmfsError
 
 # name: (where its object lies, its line in the list of commands: the same as its own short help, see the tests)
@@ -59,8 +59,8 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise ReaderGone from error
         except (VmfsError, ThinError, OSError) as error:
             raise reported(error) from error
 
