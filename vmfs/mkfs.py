@@ -5,7 +5,7 @@
 
 Crash rule: every superblock copy that a device has, of whatever volume, is gone and flushed before anything else is
 changed, and the new ones are written after all that they lead to has been flushed. A format that was cut off at any
-moment leaves the old volume untouched, no volume, or the whole new one.
+moment leaves the old volume (with fewer superblock copies, perhaps), no volume, or the whole new one.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def _wipe(device: Device, planned: FormatPlan) -> None:
     for offset in old:
         if offset + METADATA_BLOCK_BYTES <= size:
             device.write(offset, bytes(METADATA_BLOCK_BYTES))
+    device.flush()
     device.write(0, bytes(PRIMARY_OFFSET))
     end = max(0, size - _WIPED_END_BYTES) // sector * sector
     device.write(end, bytes(size - end))
