@@ -128,6 +128,7 @@ class MountedVolume:
             volume.extents, membership, clock,
             before_release=self._before_release,
             recover=self._recover_slot,
+            describe=self._describe_lock,
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
@@ -184,6 +185,12 @@ class MountedVolume:
     def _on_fenced(self) -> None:
         if self._locks is not None:
             self.core.transactions.fail("another host took this one for dead")
+
+    def _describe_lock(self, address: int, guards: Guards) -> str:
+        """What messages call a lock."""
+        if guards is Guards.INODE:
+            return f"inode {(address + self.volume.superblock.lock_block_bytes) >> ADDRESS_SHIFT}"
+        return f"the {guards.name.lower().replace('_', ' ')} at {address:#x}"
 
     def _recover_slot(self, slot: int) -> None:
         self.recoverer.recover(slot)
