@@ -15,7 +15,7 @@ from vmfs.errors import NotAVmfsMount
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.errors import MountBusy
 from vmfs.processes import ProcessEnd, holders_of_device, loops_over, users_of
-from vmfs.registry import ask_mount
+from vmfs.registry import STATE_SILENT, ask_mount
 
 WAIT_SECONDS: Final = 60.0  # flush and release need a few heartbeats; a slow LUN a few times that
 USERS_SHOWN: Final = 10
@@ -35,13 +35,15 @@ def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_S
     present = kernel.mounted_at(target)
     if present is None or present.fstype != kernel.FSTYPE:
         raise NotAVmfsMount(mountpoint)
-    pid = None if lazy else _serving_pid(target, present.source)
+    asked = None if lazy else ask_mount(target, present.source)
+    pid = asked.info.mount.pid if asked is not None and asked.info is not None else None
     with contextlib.ExitStack() as watched:
         process = watched.enter_context(ProcessEnd.of(pid)) if pid is not None else None
         try:
             kernel.unmount(target, lazy=lazy)
         except MountBusy:
-            raise BusyMount(target, _users_text(target)) from None
+            silent = asked is not None and asked.state == STATE_SILENT
+            raise BusyMount(target, _users_text(target, silent=silent)) from None
         if process is not None and pid is not None and not process.wait(wait_seconds):
             raise StillServing(target, pid, wait_seconds, _why_still(present.device))
     return pid
@@ -53,19 +55,15 @@ def real_mountpoint(mountpoint: str) -> str:
     return os.path.join(os.path.realpath(parent), name)
 
 
-def _serving_pid(target: str, label: str) -> int | None:
-    """The mount's process; None when it does not say (it is dead, or does not answer)."""
-    info = ask_mount(target, label).info
-    return None if info is None else info.mount.pid
-
-
-def _users_text(target: str) -> str:
+def _users_text(target: str, *, silent: bool) -> str:
     users = users_of(target)
     texts = [f"{u.command} (pid {u.pid}: {u.path})" for u in users[:USERS_SHOWN]]
     texts += [f"{device} (loop device over {backing})" for device, backing in loops_over(target)]
     texts += [f"{m.source} mounted at {m.target}" for m in kernel.list_mounts() if m.target.startswith(target + "/")]
     if len(users) > USERS_SHOWN:
         texts.append(f"{len(users) - USERS_SHOWN} more processes")
+    if silent:
+        texts.append("whoever waits for its process, which does not answer")
     return ", ".join(texts) or "something that /proc does not show (another pid namespace, a kernel service)"
 
 

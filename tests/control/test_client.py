@@ -126,8 +126,9 @@ def test_locks_and_hosts(mounted: Served) -> None:
     assert [k.mode for k in mount.locks(path)] == ["free"]
     with path.open("r+b"):
         (lock,) = mount.locks(path)
-        assert (lock.mode, lock.holders, lock.open_files) == ("exclusive", ("esx1",), 1)
-        assert mount.locks() == [lock]
+        assert (lock.mode, lock.holders, lock.open_files, lock.path) == ("exclusive", ("esx1",), 1, "/disk")
+        assert [k.inode for k in mount.locks()] == [lock.inode]
+        assert [k.path for k in mount.locks(mounted.path)] == ["/"]
     assert [h.name for h in mount.hosts()] == ["esx1", "esx2"]
     assert [h.unchanged_seconds for h in mount.hosts()] == [1.25, None]
 

@@ -248,7 +248,9 @@ def test_what_a_killed_process_leaves(started: Started) -> None:
     assert len(os.listdir(started.folder / "run")) == 1, "the dead one's socket is gone"
 
 
-def test_a_stopped_process_does_not_hang_the_list(started: Started) -> None:
+def test_a_stopped_process_hangs_nothing(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid = int(started.start().stdout)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -256,6 +258,9 @@ def test_a_stopped_process_does_not_hang_the_list(started: Started) -> None:
         assert (found.state, found.info) == (STATE_SILENT, None)
         assert found.problem is not None
         assert "no answer within 0.3 s" in found.problem
+        monkeypatch.setattr("vmfs.registry.ask_mount.__kwdefaults__", {"ask_seconds": 0.3})
+        with pytest.raises(BusyMount, match="its process, which does not answer"):
+            unmount_and_wait(str(started.mountpoint))
     finally:
         os.kill(pid, signal.SIGCONT)
     found = {m.mountpoint: m for m in mounted_volumes()}[str(started.mountpoint)]

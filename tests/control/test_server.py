@@ -246,7 +246,7 @@ def test_a_silent_client_loses_its_thread(start_server: StartServer, connect: Co
 
 
 def test_no_more_than_so_many_connections(start_server: StartServer, connect: Connect) -> None:
-    server = start_server()
+    server = start_server(admit_seconds=0.1)
     kept = [connect(server) for _ in range(MAX_CONNECTIONS)]
     for connection in kept:  # each answered: so each has its thread
         assert "result" in ask(connection, {"v": 1, "op": "info"})

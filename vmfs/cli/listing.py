@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vmfs.cli.output import NOTHING, show_json, show_table, size_text
+from vmfs.cli.output import NOTHING, printable, show_json, show_table, size_text
 from vmfs.registry import MountedVolume, mounted_volumes
 
 
@@ -30,7 +30,9 @@ def list_command(as_json: bool) -> None:
     show_table(headers, [_row(m) for m in found], right=("SIZE", "FREE"))
     for mounted in found:
         if mounted.problem is not None:
-            click.echo(f"{mounted.mountpoint}: {mounted.problem}", err=True)
+            named = mounted.mountpoint in mounted.problem
+            text = mounted.problem if named else f"{mounted.mountpoint}: {mounted.problem}"
+            click.echo(printable(text), err=True)
 
 
 def _row(mounted: MountedVolume) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ CONTROL_DIRECTORY: Final = "/run/azekura/control"
 EXIT_INTERNAL: Final = 70  # EX_SOFTWARE of sysexits.h
 MAX_CONNECTIONS: Final = 32  # a person, a monitor and a backup need a handful; each costs a thread
 IDLE_SECONDS: Final = 60.0  # a silent client gives its thread back
+ADMIT_SECONDS: Final = 2.0  # a finished connection's thread makes room sooner; only then is a newcomer refused
 LAST_ANSWER_SECONDS: Final = 2.0  # what `close` gives answers under way, together
 INODE_LIMIT: Final = 1 << 64
 NAME_MAX_BYTES: Final = 255
@@ -57,7 +58,7 @@ def peer_of(connection: socket.socket) -> Peer:
 class ControlServer:
     """Answers for one mount from `start` to `close`.
 
-    `_lock` guards `_connections` and `_closing`; no I/O is done under it.
+    `_changed` guards `_connections` and `_closing`, and wakes who waits for room; no I/O is done under it.
     """
 
     def __init__(
@@ -66,17 +67,19 @@ class ControlServer:
         *,
         directory: str = CONTROL_DIRECTORY,
         idle_seconds: float = IDLE_SECONDS,
+        admit_seconds: float = ADMIT_SECONDS,
         may_connect: Callable[[Peer], bool] | None = None,
     ) -> None:
         """`may_connect` decides about a peer; by default root and this process's own user are let in."""
         self._service = service
         self._directory = directory
         self._idle_seconds = idle_seconds
+        self._admit_seconds = admit_seconds
         self._may_connect = may_connect or (lambda peer: peer.uid in (0, os.geteuid()))
         self.path = os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(4)}.sock")
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._closing = False
 
@@ -107,8 +110,9 @@ class ControlServer:
 
         Called from a connection's own thread it waits for all others but that one.
         """
-        with self._lock:
+        with self._changed:
             self._closing = True
+            self._changed.notify_all()
             listener, self._listener = self._listener, None
             connections = dict(self._connections)
         if listener is not None:
@@ -152,12 +156,16 @@ class ControlServer:
             self._admit(connection)
 
     def _is_closing(self) -> bool:
-        with self._lock:
+        with self._changed:
             return self._closing
+
+    def _has_room_or_closes(self) -> bool:
+        return self._closing or len(self._connections) < MAX_CONNECTIONS
 
     def _admit(self, connection: socket.socket) -> None:
         thread = threading.Thread(target=self._converse, args=(connection,), name="control", daemon=True)
-        with self._lock:
+        with self._changed:
+            self._changed.wait_for(self._has_room_or_closes, self._admit_seconds)
             admitted = not self._closing and len(self._connections) < MAX_CONNECTIONS
             if admitted:
                 # Started here, so that `close` never meets a thread that cannot be joined yet.
@@ -183,8 +191,9 @@ class ControlServer:
         except OSError as error:
             log.debug("control connection ended: %s", error)
         finally:
-            with self._lock:
+            with self._changed:
                 self._connections.pop(connection, None)
+                self._changed.notify_all()
 
     def _answer_all(self, connection: socket.socket, peer: Peer) -> None:
         reader = LineReader(connection, REQUEST_MAX_BYTES)
