@@ -52,7 +52,7 @@ class Table:
         table = [self.head, *self.rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(self.head))]
         lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
             for row in table
         ]
         return "\n".join([self.title, *lines])
