@@ -15,6 +15,7 @@ class Fate(Enum):
     NOT_DONE = "raises, and was not done"
     ANSWER_LOST = "raises, and was done"
     LATE = "raises, and lands when the test says so"
+    MISCOMPARE = "says that it differs, and was not done"
     TORN = "half of the sector is there, and it raises"
 
 
@@ -44,6 +45,8 @@ class ScriptedDevice:
         fate = Fate.NOT_DONE if self.all_fail else self.fates.popleft() if self.fates else Fate.OK
         if fate is Fate.OK:
             return self.inner.compare_and_write(offset, old, new)
+        if fate is Fate.MISCOMPARE:
+            return False
         if fate is Fate.ANSWER_LOST:
             self.inner.compare_and_write(offset, old, new)
         elif fate is Fate.LATE:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.scripted import ScriptedDevice
 from tests.cluster.world import PREFIX, SIZE, SLOTS_AT, STRIDE, TIMERS, Host, format_volume
 from vmfs.clock import FakeClock
 from vmfs.cluster.identity import HostIdentity
@@ -144,6 +145,22 @@ def test_two_mounts_of_one_name_that_start_at_once_never_both_live(volume: RamDe
                 one.membership.leave()
 
 
+def test_a_mount_that_claimed_after_another_had_looked_gives_way(volume: RamDevice, host: MakeHost) -> None:
+    """The second takes its slot between the first one's look at the names and the first one's claim."""
+    device = ScriptedDevice(volume)
+    first, second = host("same", machine=False, device=device), host("same", machine=False)
+
+    def overtake(offset: int) -> None:
+        device.before_caw = lambda offset: None
+        second.membership.claim()
+
+    device.before_caw = overtake
+    with pytest.raises(HostNameInUse, match="on this machine"):
+        first.membership.claim()
+    assert second.membership.holder.slot == 0
+    assert slot_on(volume, 1).state is SlotState.FREE
+
+
 def membership(device: RamDevice, name: str, clock: FakeClock, boot: uuid.UUID, **change: uuid.UUID) -> Membership:
     region = SlotRegion(ExtentSet([device]), SLOTS_AT, STRIDE, 8, PREFIX, clock)
     identity = replace(HostIdentity.detect(name, boot), **change)  # type: ignore[arg-type]
@@ -200,6 +217,7 @@ def test_another_name_on_the_rebooted_machine_is_not_declared_dead_by_it(volume:
     assert other.dead_slots() == {}
 
 
+@pytest.mark.expected_log("0x10000: heartbeat slot 0: checksum")
 def test_a_damaged_slot_is_passed_over_and_reported(volume: RamDevice) -> None:
     volume.write(SLOTS_AT, b"garbage!" * 64)
     one = membership(volume, "esx1", FakeClock(sleep_advances=True), uuid.uuid4())

@@ -93,6 +93,13 @@ def test_an_image_of_unknown_fate_is_sent_again_byte_for_byte(rig: Rig, fate: Fa
     assert [r.serial for r in rig.on_disk().requests] == [serial]
 
 
+def test_a_miscompare_that_finds_the_own_old_image_sends_the_same_again(rig: Rig) -> None:
+    rig.device.fates.append(Fate.MISCOMPARE)
+    assert rig.member.beat() is Renewal.LANDED
+    assert rig.device.sent[-1] == rig.device.sent[-2]
+    assert rig.on_disk().sequence == 2
+
+
 @pytest.mark.expected_log("heartbeat was not answered")
 def test_a_late_image_that_lands_between_two_sendings_is_success(rig: Rig) -> None:
     rig.device.fates.append(Fate.LATE)
@@ -115,6 +122,7 @@ def test_a_late_image_can_not_land_after_its_repetition(rig: Rig) -> None:
 
 @pytest.mark.expected_log("fenced")
 @pytest.mark.expected_log("heartbeat was not answered")
+@pytest.mark.expected_log("slot 0: checksum does not match")
 def test_a_torn_slot_fences_for_good(rig: Rig) -> None:
     rig.device.fates.append(Fate.TORN)
     assert rig.member.beat() is Renewal.UNKNOWN
@@ -203,6 +211,23 @@ def test_a_watcher_whose_own_lease_lapsed_starts_to_count_again(rig: Rig) -> Non
     assert other.dead_slots() == {}
     rig.member.beat()
     _break_by_silence(rig, other, 0)  # and only a host that stays silent from then on is dead
+
+
+@pytest.mark.expected_log("heartbeat was not answered")
+def test_counts_made_while_the_watchers_own_heartbeats_failed_prove_nothing(rig: Rig) -> None:
+    """It could read all the time, but not write: whatever kept its heartbeats may have kept the other's too (R4)."""
+    device = ScriptedDevice(rig.ram.again())
+    other = rig.make("esx2", device)
+    other.claim()
+    device.fates.extend([Fate.NOT_DONE] * 8)
+    for _ in range(8):
+        assert other.beat() is Renewal.UNKNOWN
+        rig.clock.advance(TIMERS.break_s / 6)
+    other.beat()
+    other.beat()
+    other.check_lease()
+    assert other.dead_slots() == {}
+    _break_by_silence(rig, other, 0)
 
 
 def test_a_watcher_counts_from_the_end_of_the_read_that_showed_the_image(rig: Rig) -> None:

@@ -97,6 +97,43 @@ def test_a_local_thread_that_does_not_wait_is_not_held_up_by_one_that_does(host:
     assert got[0].version == 2
 
 
+@pytest.mark.parametrize("fate", [Fate.NOT_DONE, Fate.ANSWER_LOST])
+def test_a_mark_whose_answer_was_lost_does_no_harm(volume: RamDevice, host: MakeHost, fate: Fate) -> None:
+    device = ScriptedDevice(volume)
+    one, two = host("esx1").join(), host("esx2", device=device).join(start=False)
+    tenure = one.locks.acquire(A, TEST)
+    device.fates.append(fate)
+    with pytest.raises(LockedByOther):
+        two.locks.acquire(A, TEST, wait=0.1)
+    assert one.locks.peek(A).waiter is None
+    one.locks.unpin(tenure)
+    assert two.locks.acquire(A, TEST, wait=1).version == 2
+
+
+def test_a_thread_that_does_not_wait_is_let_in_after_the_pins_did_not_drain(host: MakeHost) -> None:
+    """A lock that one thread pins for long is not refused to another of this host because a third host wants it."""
+    one, two = host("esx1").join(), host("esx2").join()
+    pinned = one.locks.acquire(A, TEST)
+
+    def wait_in_vain() -> None:
+        with pytest.raises(LockedByOther):
+            two.locks.acquire(A, TEST, wait=1.0)
+
+    waiting = threading.Thread(target=wait_in_vain)
+    waiting.start()
+    until(lambda: one.locks.peek(A).waiter == two.membership.holder)
+    threads: list[threading.Thread] = []
+    got: list[Tenure] = []
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:
+        threads.append(threading.Thread(target=lambda: got.append(one.locks.acquire(A, TEST, wait=0))))
+        threads[-1].start()
+        time.sleep(0.02)
+    for t in (*threads, waiting):
+        t.join()
+    assert got == [pinned] * len(threads)
+
+
 def test_the_mark_of_a_waiter_ends_continuous_use(host: MakeHost) -> None:
     """Threads of one host use the lock without a gap; the other host gets it within a few hold times."""
     one, two = host("esx1").join(), host("esx2").join()

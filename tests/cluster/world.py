@@ -65,7 +65,7 @@ class Host:
         region = SlotRegion(self.extents, SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
         boot = self.boot_id or (uuid.uuid4() if self.machine else None)
         callbacks = MembershipCallbacks(
-            on_request=lambda slot, kind, target, argument: self.locks.on_request(slot, kind, target, argument),
+            on_request=self._on_request,
             on_fenced=self._on_fenced,
             on_lease_expired=lambda: self.events.append("expired"),
             on_lease_resumed=lambda: self.events.append("resumed"),
@@ -74,6 +74,9 @@ class Host:
             region, HostIdentity.detect(self.name, boot), self.timers, self.clock,
             volume_name="ds1", callbacks=callbacks, rng=random.Random(self.seed),
         )  # fmt: skip
+
+    def _on_request(self, slot: int, kind: int, target: int, argument: int) -> None:
+        self.locks.on_request(slot, kind, target, argument)
 
     def _on_fenced(self) -> None:
         self.events.append("fenced")

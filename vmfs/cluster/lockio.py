@@ -117,6 +117,7 @@ class LockSectors:
         """
         me = self._membership.holder
         for _ in range(_RACES):
+            self._membership.check_lease()
             raw, record = self.read(address, guards)
             others = tuple(h for h in record.all_holders if h != me and not self.is_void(h))
             shares = bool(others) and mode is record.mode and mode is not LockMode.EXCLUSIVE

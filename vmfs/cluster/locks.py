@@ -140,12 +140,13 @@ class LockManager:
 
     def _wait_locally(self, entry: Entry, guards: Guards, deadline: float | None) -> None:
         now = self._clock.now()
-        short_io = entry.busy and entry.contended_by is None
-        if deadline is not None and now >= deadline and not short_io:
+        # Short I/O and the draining of pins are waited for even by those who do not wait for other hosts.
+        brief = now < entry.drain_until or (entry.busy and entry.contended_by is None)
+        if deadline is not None and now >= deadline and not brief:
             holder = entry.contended_by or self._membership.identity.name
             raise LockedByOther(self._describe(entry.address, guards), holder)
         # A change of the entry notifies; draining ends by time alone.
-        left = HOLD_S if deadline is None or short_io else min(HOLD_S, deadline - now)
+        left = HOLD_S if deadline is None or brief else min(HOLD_S, deadline - now)
         self._table.cond.wait(max(left, 0.001))
 
     def _take(

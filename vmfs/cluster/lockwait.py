@@ -112,9 +112,12 @@ class Waiter:
         return any(recovered)
 
     def pause(self, refused: Refused, left_s: float | None) -> None:
-        """Make the wait known, and sleep for a poll, at most `left_s` seconds. Raises DeviceError, DeviceGone."""
+        """Make the wait known, and sleep for a poll, at most `left_s` seconds. Raises LeaseExpired, LeaseLost."""
         if refused.holders:
-            self._marked = self._sectors.mark(refused, self._mode) or self._marked
+            try:
+                self._marked = self._sectors.mark(refused, self._mode) or self._marked
+            except STORAGE_ERRORS:
+                self._marked = True  # it may be there; a mark is a hint, and the next try meets the error if it stays
             kept = refused.record.flags & FLAG_KEPT_UNTIL_ASKED
             if kept or self._clock.now() - self._began >= ASK_AFTER_S:
                 self._ask(refused.holders)

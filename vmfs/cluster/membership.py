@@ -95,6 +95,7 @@ class Membership:
         self._expired = False
         self._told_fenced = False
         self._troubled = False
+        self._damaged_told: set[int] = set()
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -303,6 +304,10 @@ class Membership:
             return
         self.watcher.observe(snapshot)
         self.snapshot = snapshot
+        for view in snapshot.damaged:
+            if view.slot not in self._damaged_told:
+                self._damaged_told.add(view.slot)
+                _log.warning("%s: at volume address %#x: %s", self.volume_name, view.address, view.damage)
         if block is not None:
             superblock = block
             self._tell("on_superblock_bytes", lambda: self.callbacks.on_superblock_bytes(superblock))
