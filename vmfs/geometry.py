@@ -8,25 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Final
 
+from vmfs.devices.extents import make_address
 from vmfs.errors import DamagedBlock
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.inode import inode_address
 from vmfs.ondisk.superblock import Segment, Superblock, segment_data_start
-
-EXTENT_SHIFT: Final = 56
-OFFSET_MASK: Final = (1 << EXTENT_SHIFT) - 1
-
-
-def extent_of(address: int) -> int:
-    """The extent that a volume address lies on."""
-    return address >> EXTENT_SHIFT
-
-
-def offset_of(address: int) -> int:
-    """The byte offset of a volume address within its extent."""
-    return address & OFFSET_MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +50,15 @@ class Geometry:
 
     def _place(self, s: Segment) -> _Placed:
         sb = self._sb
-        base = s.extent << EXTENT_SHIFT
-        data = base | segment_data_start(s, sb.lock_block_bytes, sb.block_bytes)
+        start = make_address(s.extent, s.start)
+        data = make_address(s.extent, segment_data_start(s, sb.lock_block_bytes, sb.block_bytes))
         blocks = (s.group_count - 1) * sb.blocks_per_group + s.last_group_blocks
         return _Placed(
             first_group=s.first_group,
             group_count=s.group_count,
             last_group_blocks=s.last_group_blocks,
-            locks=base | s.start,
-            blocks=(base | s.start) + s.group_count * sb.lock_block_bytes,
+            locks=start,
+            blocks=start + s.group_count * sb.lock_block_bytes,
             data=data,
             end=data + blocks * sb.block_bytes,
         )

@@ -7,8 +7,8 @@ from typing import Final
 from vmfs.check.findings import Kind, Report
 from vmfs.check.source import Source
 from vmfs.core.replay import JournalPlace, images_to_write, read_records
+from vmfs.devices.extents import split_address
 from vmfs.errors import DamagedBlock, DeviceError, UnsupportedFormat
-from vmfs.geometry import extent_of, offset_of
 from vmfs.liveness import Slots
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import parse_lock
@@ -56,10 +56,9 @@ def _holds(volume: Volume, record: SlotRecord, lock: int, version: int) -> bool:
     if lock == record.address:
         return version == record.incarnation
     sb = volume.superblock
-    inside = extent_of(lock) < len(sb.extents) and offset_of(lock) + sb.sector_bytes <= (
-        sb.extents[extent_of(lock)].size_bytes
-    )
-    if not inside or lock % METADATA_BLOCK_BYTES:
+    extent, offset = split_address(lock)
+    inside = extent < len(sb.extents) and offset + sb.sector_bytes <= sb.extents[extent].size_bytes
+    if not inside or offset % METADATA_BLOCK_BYTES:
         return False
     try:
         held = parse_lock(volume.extents.read(lock, sb.sector_bytes), lock, volume.prefix)
