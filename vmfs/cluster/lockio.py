@@ -136,6 +136,18 @@ class LockSectors:
                 return Taken(new, image)
         return Refused(record, raw, others)
 
+    def create(self, address: int, guards: Guards, block_bytes: int) -> Taken:
+        """Write a lock block that nobody can know of yet, with the lock in it held by this host: no compare is needed.
+
+        Raises LeaseExpired, LeaseLost, DeviceError, DeviceGone; what is there then is to be created again.
+        """
+        self._membership.check_lease()
+        free = LockRecord(address, self._prefix, guards)
+        record = free.taken(self._membership.holder, LockMode.EXCLUSIVE, version=free.version + 1)
+        raw = record.pack(self._sector_bytes(address))
+        self._extents.write(address, raw.ljust(block_bytes, b"\0"))
+        return Taken(record, raw)
+
     def give_back(self, raw: bytes, me: Holder, version: int | None, value: bytes | None) -> bool:
         """Take `me` out of the lock that was last seen as `raw`; False when it is not among its holders any more.
 

@@ -106,6 +106,26 @@ class LockManager:
             with self._table.cond:
                 self._table.end_busy(entry)
 
+    def create(self, address: int, guards: Guards, block_bytes: int) -> Tenure:
+        """Make a lock that no host knows of yet, held exclusively by this one, and pin it. `block_bytes`: of its block.
+
+        Raises LeaseExpired, LeaseLost, MountClosing, DeviceError, DeviceGone.
+        """
+        entry, tenure = self._enter(address, guards, LockMode.EXCLUSIVE, None, False)
+        if tenure is not None:
+            return tenure
+        try:
+            made = self._sectors.create(address, guards, block_bytes)
+            self._membership.check_lease()
+            with self._table.cond:
+                entry.raw = made.raw
+                entry.tenure = Tenure(made.record, self._membership.holder)
+                entry.checked_at = self._clock.now()
+                return entry.pin(threading.get_ident(), entry.checked_at)
+        finally:
+            with self._table.cond:
+                self._table.end_busy(entry)
+
     def _enter(
         self, address: int, guards: Guards, mode: LockMode, deadline: float | None, sticky: bool
     ) -> tuple[Entry, Tenure | None]:
