@@ -47,6 +47,10 @@ class InodeMaker:
         try:
             lock = core.groups.inode_lock_address(place)
             if place.fresh:
+                if place.was_freed:
+                    # The lock is written past the journal: not over a block that a crash could bring back, nor under
+                    # one that a commit is just writing.
+                    core.transactions.commit()
                 # Nobody knows of this lock yet: a plain write makes it. It is flushed before the inode is committed.
                 record = LockRecord(lock, core.volume.prefix, Guards.INODE)
                 size = core.volume.superblock.lock_block_bytes
@@ -59,6 +63,9 @@ class InodeMaker:
                 yield NewPlace(place, lock, number)
             finally:
                 core.locks.unpin(tenure)
+                if place.fresh and not core.groups.is_claimed(place):
+                    # The units go back to be a node's perhaps: no lock may be written there any more.
+                    core.locks.release(lock)
         finally:
             with core.transactions.mutex:
                 core.groups.take_back_inode(place)
