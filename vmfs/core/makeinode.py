@@ -13,7 +13,7 @@ from vmfs.core.state import LOCK_WAIT_SECONDS, Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import NoSpace
 from vmfs.ondisk.inode import ADDRESS_SHIFT, Inode
-from vmfs.ondisk.lock import Guards, LockMode, LockRecord
+from vmfs.ondisk.lock import Guards, LockMode
 
 GENERATION_BITS = 32  # what NFS handles and the kernel carry
 
@@ -52,10 +52,9 @@ class InodeMaker:
                     # one that a commit is just writing.
                     core.transactions.commit()
                 # Nobody knows of this lock yet: a plain write makes it. It is flushed before the inode is committed.
-                record = LockRecord(lock, core.volume.prefix, Guards.INODE)
-                size = core.volume.superblock.lock_block_bytes
-                core.io.write(lock, record.pack(core.volume.superblock.sector_bytes).ljust(size, b"\0"))
-            tenure = core.locks.acquire(lock, Guards.INODE, LockMode.EXCLUSIVE, wait=LOCK_WAIT_SECONDS)
+                tenure = core.locks.create(lock, Guards.INODE, core.volume.superblock.lock_block_bytes)
+            else:
+                tenure = core.locks.acquire(lock, Guards.INODE, LockMode.EXCLUSIVE, wait=LOCK_WAIT_SECONDS)
             try:
                 with core.transactions.mutex:
                     core.store.hold(lock, tenure.version)

@@ -184,6 +184,7 @@ class MountedVolume:
 
     def _on_fenced(self) -> None:
         if self._locks is not None:
+            self._locks.lose_all()
             self.core.transactions.fail("another host took this one for dead")
 
     def _describe_lock(self, address: int, guards: Guards) -> str:
@@ -251,7 +252,7 @@ class MountedVolume:
         self.reaper.stop()
         self.publisher.stop()
         self.core.transactions.fail("the mount was abandoned")
-        self.core.locks.lose_all()
+        self.core.locks.abandon()
         self.membership.abandon()
 
 
