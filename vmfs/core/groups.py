@@ -41,12 +41,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class InodePlace:
-    """Units of a chunk that are promised to an inode; `fresh`: no inode ever lay there."""
+    """Units of a chunk that are promised to an inode."""
 
     group: int
     chunk: int
     unit: int
     fresh: bool
+    """No inode ever lay there: there is no lock yet."""
+    was_freed: bool
+    """Something else lay there lately, whose removal may not be committed yet."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,8 @@ class HeldGroup:
     promised: int = 0
     promised_units: dict[int, int] = field(default_factory=dict)
     """By chunk: units promised to inodes that are being made."""
+    freed_units: dict[int, int] = field(default_factory=dict)
+    """By chunk: units of nodes and directory blocks that were freed, perhaps by a transaction that is not committed."""
     pins: int = 0
     """Writes into promised blocks and inodes in the making: the group cannot be given up meanwhile."""
     asked: bool = False
@@ -265,7 +270,9 @@ class Groups:
                 bits = ((1 << need) - 1) << unit
                 held.promised_units[chunk.address] = held.promised_units.get(chunk.address, 0) | bits
                 held.pins += 1
-                return InodePlace(held.obj.group.index, chunk.address, unit, fresh)
+                freed = held.freed_units.get(chunk.address, 0)
+                held.freed_units[chunk.address] = freed & ~bits
+                return InodePlace(held.obj.group.index, chunk.address, unit, fresh, bool(freed & bits))
         return None
 
     def claim_inode(self, op: Operation, place: InodePlace) -> None:
@@ -274,6 +281,10 @@ class Groups:
         chunk = held.chunks[place.chunk]
         self._take_units(op, held, chunk, place.unit, self._geometry.inode_units)
         chunk.head.inodes |= 1 << place.unit
+
+    def is_claimed(self, place: InodePlace) -> bool:
+        """Whether a promised place is an inode's now."""
+        return bool(self.held[place.group].chunks[place.chunk].head.inodes >> place.unit & 1)
 
     def take_back_inode(self, place: InodePlace) -> None:
         """End a promise, claimed or not, and unpin its group."""
@@ -292,6 +303,9 @@ class Groups:
     def free_unit(self, op: Operation, address: int, group: int) -> None:
         """Free a node's or a directory block's unit, of a group that is held."""
         self._free_units(op, address, group, 1)
+        head, unit = self._geometry.chunk_of(address)
+        freed = self.held[group].freed_units
+        freed[head] = freed.get(head, 0) | 1 << unit
 
     def free_inode(self, op: Operation, obj: InodeObject, group: int) -> None:
         """Free an inode's units; the place stays an inode's."""
