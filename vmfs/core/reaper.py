@@ -109,8 +109,11 @@ class Reaper:
     def finish_all(self) -> None:
         """Before an unmount: do what can be done now; the rest stays on the list for the next mount."""
         self._stop = False
+        before: set[tuple[int, int]] = set()
         try:
-            self.work()
+            while before != (now := set(self._core.orphans.entries)):  # a layer follows its last child onto the list
+                before = now
+                self.work()
         except VmfsError as error:
             log.warning("volume %s: removals are left to the next mount: %s", self._core.name, error)
 
@@ -163,15 +166,19 @@ class Reaper:
             self.kick()  # its layer may be an orphan now
 
     def _trim_quietly(self, obj: InodeObject) -> None:
-        """Trim a file that may be open here for writing."""
-        with self._core.transactions.mutex:
-            file = self._files.table.get(obj.inode.number)
-        if file is None:
-            self.trim(obj)
-            return
-        with file.slow_mutex, self._files.closed_gate(file):
-            self.trim(obj)
-            file.view.reset()
+        """Trim a file that may be open here for writing, or may be opened meanwhile: its writers are held back."""
+        core = self._core
+        key = obj.inode.number, obj.inode.inode_generation
+        with core.transactions.mutex:
+            file = self._files.get(core, self._inodes, *key)
+        try:
+            with file.slow_mutex, self._files.closed_gate(file):
+                if core.orphans.entries.get(key) == OrphanKind.TRIM:  # else whoever truncated it has done it by now
+                    self.trim(obj)
+                    file.view.reset()
+        finally:
+            with core.transactions.mutex:
+                self._files.put(file)
 
     def trim(self, obj: InodeObject) -> None:
         """Finish a truncation: nothing behind the end of the file stays, in blocks or in the last one.
@@ -195,7 +202,12 @@ class Reaper:
             if error.errno == EBUSY:
                 self._hide(obj, keep)
             raise
-        self._space.run(lambda op: self._forget(op, obj.inode.number, obj.inode.inode_generation), units=0)
+        self._space.run(lambda op: self._trimmed(op, obj), units=0)
+
+    def _trimmed(self, op: Operation, obj: InodeObject) -> None:
+        key = obj.inode.number, obj.inode.inode_generation
+        if self._core.orphans.entries.get(key) == OrphanKind.TRIM:  # not if the file was removed in the meantime
+            self._forget(op, *key)
 
     def _hide(self, obj: InodeObject, keep: int) -> None:
         """Make the blocks from `keep` on read as zeros, without freeing them."""
