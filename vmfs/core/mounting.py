@@ -7,7 +7,6 @@ up, and last the slot.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -50,7 +49,7 @@ from vmfs.core.state import Core
 from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
 from vmfs.devices import Device, open_device
-from vmfs.errors import DeviceNotUsable, VmfsError
+from vmfs.errors import DeviceNotUsable, SlotNotDead, VmfsError
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
@@ -106,6 +105,8 @@ class MountedVolume:
             self._build(volume, geometry, clock, rng or random.SystemRandom(), read_only)
             self._recover()
         except BaseException:
+            if self._locks is not None:
+                self._locks.lose_all()
             self.membership.abandon()
             raise
 
@@ -166,14 +167,22 @@ class MountedVolume:
         self.recoverer = SlotRecoverer(core, reaper)
 
     def _recover(self) -> None:
-        """Recover this host's own earlier mounts, and those of this machine whose process is gone."""
+        """Recover this host's own earlier mounts, and whatever else is known to be dead now."""
+        tried = set(self.membership.predecessors)
         for slot in self.membership.predecessors:
             self.recoverer.recover(slot)
-        for slot in self.membership.dead_slots_of_this_boot():
-            with contextlib.suppress(VmfsError):  # another mount of this machine is at it already
-                self.recoverer.recover(slot)
-        self.reaper.work()
+        # Round by round: a slot whose recoverer died is known to be dead once that one has been recovered.
+        while dead := self.membership.dead_slots().keys() - tried:
+            tried |= dead
+            for slot in sorted(dead):
+                try:
+                    self.recoverer.recover(slot)
+                except SlotNotDead:
+                    pass  # another mount is at it already
+                except VmfsError as error:
+                    log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
         self.reaper.start()
+        self.reaper.kick()
         self.publisher.start()
 
     # -- called back by the cluster's threads ------------------------------------------------------
