@@ -3,7 +3,9 @@
 Operations change objects in memory under the *control mutex* and join the running transaction. A commit takes the
 running transaction's images under the mutex, and then, outside of it and one commit at a time:
 
-1. flushes the file data that the new maps point at,
+1. flushes the file data that the new maps point at, and the locks that the record will name and that may not be
+   durable yet: replay drops blocks whose lock is not held, so a record that survives a power cut without one of its
+   locks would be replayed in part,
 2. writes and flushes the journal record: the transaction is durable,
 3. writes the blocks in place, inodes last,
 4. and lets the next flush, whoever asks for it, *settle* it: the blocks are durable in place, the record may be
@@ -35,6 +37,7 @@ log = logging.getLogger("vmfs.core")
 # An operation may touch this many blocks; a running transaction above the soft limit is committed before the next
 # operation starts, so that no record outgrows the journal.
 OPERATION_MAX_BLOCKS = 40
+_DURABLE_LOCKS_MAX = 16384  # remembered; forgetting one costs a flush
 
 
 class MountFailed(VmfsError):
@@ -100,6 +103,7 @@ class _Batch:
     images: list[tuple[int, Image]]
     revokes: list[Revoke]
     frees: list[tuple[int, int]]
+    locks: dict[int, int]
     data_ordered: bool
 
 
@@ -129,6 +133,8 @@ class Transactions:
         self._in_place = 0
         self._settled = 0
         self._unsettled_frees: list[tuple[int, list[tuple[int, int]]]] = []
+        # Versions of locks that are known to be durable. Guarded by the commit lock, as are the three above.
+        self._durable_locks: dict[int, int] = {}
         self._soft_limit = max(8, journal.max_images - OPERATION_MAX_BLOCKS)
         self.failure: str | None = None
 
@@ -146,9 +152,8 @@ class Transactions:
     @contextmanager
     def operation(self) -> Iterator[Operation]:
         """Run one operation under the control mutex: its changes join the running transaction, or are undone."""
-        if len(self._running.objects) >= self._soft_limit:
-            self.commit()
-        with self.mutex:
+        self._enter()
+        try:
             self.check()
             op = Operation()
             try:
@@ -157,6 +162,17 @@ class Transactions:
                 op.undo()
                 raise
             self._merge(op)
+        finally:
+            self.mutex.release()
+
+    def _enter(self) -> None:
+        """Take the mutex while the running transaction has room for one more operation."""
+        while True:
+            self.mutex.acquire()
+            if len(self._running.objects) < self._soft_limit:
+                return
+            self.mutex.release()
+            self.commit()
 
     def _merge(self, op: Operation) -> None:
         running = self._running
@@ -230,10 +246,10 @@ class Transactions:
             revokes = [Revoke(address, lock, versions[lock]) for address, lock in running.revokes.items()]
             self._committing = running.locks
             self._running = _Running()
-            return _Batch(images, revokes, running.frees, running.data_ordered)
+            return _Batch(images, revokes, running.frees, versions, running.data_ordered)
 
     def _write(self, batch: _Batch) -> None:
-        if batch.data_ordered:
+        if batch.data_ordered or any(self._durable_locks.get(a) != v for a, v in batch.locks.items()):
             self._flush()
         images = [image for _, image in batch.images]
         position = self._journal.place_for(len(images), len(batch.revokes))
@@ -245,6 +261,9 @@ class Transactions:
         in_place = self._in_place
         sequence = self._journal.append(images, batch.revokes, position)
         self._note_settled(in_place)
+        if len(self._durable_locks) > _DURABLE_LOCKS_MAX:
+            self._durable_locks.clear()
+        self._durable_locks.update(batch.locks)
         for rank in (0, 1):
             self._io.write_blocks([(i.address, i.data) for r, i in batch.images if r == rank])
         self._in_place = sequence
