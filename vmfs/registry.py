@@ -11,7 +11,7 @@ from typing import Final
 
 from vmfs.client import Mount
 from vmfs.control.contract import VolumeInfo
-from vmfs.control.errors import ControlError, MountDead
+from vmfs.control.errors import ControlError, ControlForbidden, MountDead
 from vmfs.errors import VmfsError
 from vmfs.fuse.mount import FSTYPE, list_mounts
 
@@ -19,6 +19,7 @@ ASK_SECONDS: Final = 5.0  # a stopped process must not hang the list of the othe
 
 STATE_DEAD: Final = "dead (umount it)"
 STATE_SILENT: Final = "not answering"
+STATE_PRIVATE: Final = "known to root only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class MountedVolume:
     mountpoint: str
     label: str
     state: str
-    """The mount's own word, or STATE_DEAD, or STATE_SILENT."""
+    """The mount's own word, or STATE_DEAD, STATE_PRIVATE, or STATE_SILENT."""
     info: VolumeInfo | None
     problem: str | None = None
 
@@ -63,6 +64,8 @@ class _Asked:
             info = Mount.for_path(self._mountpoint, answer_seconds=self._ask_seconds).info()
         except MountDead as error:
             self._found = self._without(STATE_DEAD, error)
+        except ControlForbidden as error:
+            self._found = self._without(STATE_PRIVATE, error)
         except VmfsError as error:
             self._found = self._without(STATE_SILENT, error)
         else:

@@ -111,7 +111,7 @@ def newest_superblock(device: Device) -> Superblock:
         found = identify(device)
     except CannotIdentify as error:
         raise NotAVolume(device.name, "no superblock is there") from error
-    raise NotAVolume(device.name, f"there is a {found}" if found else "nothing known is there")
+    raise NotAVolume(device.name, f"found there: {found}" if found else "nothing known is there")
 
 
 def open_volume(devices: Sequence[Device], *, read_only: bool = False) -> Volume:

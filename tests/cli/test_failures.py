@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import click
 import pytest
@@ -15,7 +16,9 @@ import pytest
 from thin.errors import SizeInvalid
 from vmfs.cli.failures import Invocation, run
 from vmfs.cli.group import LazyGroup, vmfsctl
+from vmfs.control.errors import ControlForbidden
 from vmfs.errors import DamagedBlock, LeaseLost, NotAVmfsMount
+from vmfs.registry import ask_mount
 
 
 def command_that(does: Callable[[], object]) -> click.Command:
@@ -102,3 +105,17 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(vmfsctl, ["--version"]) == 0
     assert capsys.readouterr().out.startswith("vmfsctl, version ")
+
+
+def test_list_shows_what_root_alone_may_know_without_complaint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(path: str, *, answer_seconds: float) -> NoReturn:
+        raise ControlForbidden(f"the mount at {path}")
+
+    monkeypatch.setattr("vmfs.registry.Mount.for_path", forbidden)
+    monkeypatch.setattr("vmfs.cli.listing.mounted_volumes", lambda: [ask_mount("/mnt/ds1", "ds1")])
+    assert run(vmfsctl, ["list"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].split() == ["ds1", "/mnt/ds1", "-", "known", "to", "root", "only", "-", "-", "-"]
+    assert shown.err == ""

@@ -80,7 +80,7 @@ def test_another_file_system_is_named(tmp_path: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", str(path)], check=True)
     device = open_device(str(path))
     try:
-        with pytest.raises(NotAVolume, match="there is a ext4 file system"):
+        with pytest.raises(NotAVolume, match="found there: ext4 file system"):
             open_volume([device])
     finally:
         device.close()

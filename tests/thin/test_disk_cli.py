@@ -40,10 +40,11 @@ def test_create_then_info(tmp_path: Path, kind: str) -> None:
 def test_extend_asks_first(tmp_path: Path) -> None:
     path = tmp_path / "a.vmdk"
     disk.create(path, GIB)
-    for answer in ("", "n\n"):
+    for answer, why in (("", "--yes goes on without asking"), ("n\n", "nothing was changed")):
         refused = vmfsctl("extend", "disk", str(path), "+1G", answer=answer)
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert "grows from 1 GiB" in refused.stderr
+        assert why in refused.stderr
         assert disk.info(path).virtual_size_bytes == GIB
     assert vmfsctl("extend", "disk", str(path), "+1G", answer="y\n").exit_code == 0
     assert disk.info(path).virtual_size_bytes == 2 * GIB

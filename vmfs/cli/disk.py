@@ -17,6 +17,7 @@ from thin.disk import DiskInfo, ExtendPlan
 from thin.errors import ThinError
 from thin.flat import Progress
 from thin.size import format_size, parse_change, parse_size
+from vmfs.cli.asking import confirm
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar  # click exports its class to nobody
@@ -52,7 +53,7 @@ def disk_group() -> None:
 
 
 @disk_group.command("create", short_help="Make a new virtual disk.")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.option("--size", required=True, metavar="SIZE", help="Virtual size: 20G, 512M, 1.5T (binary units).")
 @click.option(
     "--type",
@@ -86,7 +87,7 @@ def create_command(path: str, size: str, kind: str, create_type: str, as_json: b
 
 
 @disk_group.command("info", short_help="Show what a virtual disk is.")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @_reported
 def info_command(path: str, as_json: bool) -> None:
@@ -102,7 +103,7 @@ def info_command(path: str, as_json: bool) -> None:
 
 
 @click.command("disk", short_help="Grow a virtual disk, also while its VM runs.")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.argument("size")
 @click.option("--dry-run", is_flag=True, help="Make all checks, say what would be done, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask. (A disk cannot be made smaller again.)")
@@ -124,7 +125,7 @@ def extend_disk(path: str, size: str, dry_run: bool, yes: bool, as_json: bool) -
         _show_plan(plan, as_json)
         return
     if plan.needed and not yes:
-        click.confirm(f"{_plan_text(plan)}. It cannot be made smaller again. Go on?", abort=True, err=True)
+        confirm(f"{_plan_text(plan)}. It cannot be made smaller again. Go on?")
     with _progress("zeroing") as progress:
         _show(disk.extend(path, change, progress), as_json)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from thin.size import parse_size
+from vmfs.cli.asking import confirm
 from vmfs.cli.output import show_fields, show_json, show_table, size_text
 from vmfs.cli.progress import Bars
 from vmfs.devices import Device, open_device
@@ -78,7 +79,7 @@ def format_command(
             if found:
                 click.echo(f"overwriting on {device}: {found}", err=True)
                 if not yes:
-                    click.confirm(f"Everything on {device} will be lost. Go on?", abort=True, err=True)
+                    confirm(f"Everything on {device} will be lost. Go on?")
             with Bars("writing") as bars:
                 make_volume(opened, planned, bars.step)
         _show(device, planned, found, dry_run=dry_run, as_json=as_json)

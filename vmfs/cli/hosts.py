@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vmfs.cli.output import seconds_text, show_json, show_table
+from vmfs.cli.output import NOTHING, seconds_text, show_json, show_table
 from vmfs.cli.targets import mount_or_none
 from vmfs.control.contract import HostInfo
 
@@ -16,7 +16,7 @@ def hosts_command(targets: tuple[str, ...], as_json: bool) -> None:
     """Show the hosts that have a volume mounted: its mount point MOUNT, or all its devices DEVICE....
 
     HEARTBEAT is how long ago a host's slot was last seen to change. That takes a host that watches, so it is known
-    through a mount point only; from a device the slots are shown as they are now.
+    through a mount point only; from a device the slots are shown as they are now. --json shows more of each host.
 
     \b
     Examples:
@@ -36,7 +36,7 @@ def hosts_command(targets: tuple[str, ...], as_json: bool) -> None:
         show_json({"hosts": hosts, "problems": problems})
         return
     if hosts:
-        headers = ("SLOT", "HOST", "STATE", "HEARTBEAT", "INCARNATION", "PID", "BOOT ID")
+        headers = ("SLOT", "HOST", "HEARTBEAT", "INCARNATION", "PID", "STATE")
         show_table(headers, [_row(h) for h in hosts], right=("SLOT", "HEARTBEAT", "INCARNATION", "PID"))
     else:
         click.echo("no host uses the volume")
@@ -46,5 +46,5 @@ def hosts_command(targets: tuple[str, ...], as_json: bool) -> None:
 
 def _row(host: HostInfo) -> tuple[str, ...]:
     name = f"{host.name} (here)" if host.is_self else host.name
-    beat = seconds_text(host.unchanged_seconds)
-    return str(host.slot), name, host.state, beat, str(host.incarnation), str(host.pid), str(host.boot_id)
+    beat = NOTHING if host.unchanged_seconds is None else f"{seconds_text(host.unchanged_seconds)} ago"
+    return str(host.slot), name, beat, str(host.incarnation), str(host.pid), host.state

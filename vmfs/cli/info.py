@@ -40,7 +40,8 @@ def info_command(targets: tuple[str, ...], as_json: bool) -> None:
 
 
 def _volume_fields(volume: VolumeFacts, size_bytes: int, free_bytes: int) -> list[tuple[str, str | None]]:
-    features = f"compatible {volume.compat:#x}, read-only {volume.ro_compat:#x}, incompatible {volume.incompat:#x}"
+    words = ("compatible", volume.compat), ("read-only", volume.ro_compat), ("incompatible", volume.incompat)
+    features = ", ".join(f"{kind} {word:#x}" for kind, word in words if word) or "none beyond the format's version"
     fields: list[tuple[str, str | None]] = [
         ("volume", volume.label),
         ("uuid", str(volume.uuid)),

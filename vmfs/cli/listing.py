@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vmfs.cli.output import NOTHING, printable, show_json, show_table, size_text
-from vmfs.registry import MountedVolume, mounted_volumes
+from vmfs.registry import STATE_PRIVATE, MountedVolume, mounted_volumes
 
 
 @click.command("list", short_help="List the volumes that are mounted here.")
@@ -29,7 +29,8 @@ def list_command(as_json: bool) -> None:
     headers = ("VOLUME", "MOUNTED AT", "HOST", "STATE", "SIZE", "FREE", "DEVICES")
     show_table(headers, [_row(m) for m in found], right=("SIZE", "FREE"))
     for mounted in found:
-        if mounted.problem is not None:
+        # The state says it all to those who are not root, about every volume alike.
+        if mounted.problem is not None and mounted.state != STATE_PRIVATE:
             named = mounted.mountpoint in mounted.problem
             text = mounted.problem if named else f"{mounted.mountpoint}: {mounted.problem}"
             click.echo(printable(text), err=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import click
 
+from vmfs.cli.names import find_paths
 from vmfs.cli.output import NOTHING, show_json, show_table
 from vmfs.cli.targets import file_mount_or_none
 from vmfs.control.contract import LockInfo
@@ -18,6 +20,7 @@ def locks_command(targets: tuple[str, ...], as_json: bool) -> None:
     """Show locks: of MOUNT those that this host holds, of FILE in a mount that file's, whichever host holds it.
 
     Of DEVICE... (all a volume's devices) the volume's own locks: of the superblock and the groups of blocks.
+    OPEN is how many open files of this host use the lock. --json shows more of each.
 
     \b
     Examples:
@@ -33,7 +36,7 @@ def locks_command(targets: tuple[str, ...], as_json: bool) -> None:
         with open_to_look(targets) as volume:
             locks = look_at_locks(volume)
     elif os.path.realpath(target) == mount.mountpoint:
-        locks = mount.locks()
+        locks = _named(mount.mountpoint, mount.locks())
     else:
         locks = mount.locks(target)
     if as_json:
@@ -41,12 +44,18 @@ def locks_command(targets: tuple[str, ...], as_json: bool) -> None:
     elif not locks:
         click.echo("no locks are held")
     else:
-        headers = ("GUARDS", "MODE", "HOLDERS", "VERSION", "OPEN", "PINS", "INODE", "PATH")
-        show_table(headers, [_row(k) for k in locks], right=("VERSION", "OPEN", "PINS", "INODE"))
+        headers = ("GUARDS", "MODE", "HELD BY", "OPEN", "INODE", "PATH")
+        show_table(headers, [_row(k) for k in locks], right=("OPEN", "INODE"))
+
+
+def _named(mountpoint: str, locks: list[LockInfo]) -> list[LockInfo]:
+    """The mount's process knows inodes; people know paths."""
+    nameless = {k.inode for k in locks if k.inode is not None and k.path is None}
+    paths = find_paths(mountpoint, nameless) if nameless else {}
+    return [replace(k, path=paths[k.inode]) if k.path is None and k.inode in paths else k for k in locks]
 
 
 def _row(lock: LockInfo) -> tuple[str, ...]:
     inode = NOTHING if lock.inode is None else str(lock.inode)
     holders = ", ".join(lock.holders) or NOTHING
-    counts = str(lock.version), str(lock.open_files), str(lock.pins)
-    return lock.what, lock.mode, holders, *counts, inode, lock.path or NOTHING
+    return lock.what, lock.mode, holders, str(lock.open_files), inode, lock.path or NOTHING

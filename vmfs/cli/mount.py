@@ -22,7 +22,7 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 
 
 @click.command("mount", short_help="Mount a volume on this host.")
-@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
+@click.argument("devices", metavar="DEVICE...", nargs=-1)
 @click.argument("mountpoint", metavar="MOUNTPOINT")
 @click.option("--host", metavar="NAME", help="This host's name among the volume's.  [default: the machine's name]")
 @click.option(
@@ -64,6 +64,8 @@ def mount_command(
       vmfsctl mount lun.img /mnt/a --host esx1
       vmfsctl mount /dev/sdb /mnt/ds1 -o ro --foreground
     """
+    if not devices:
+        raise click.UsageError(f"{mountpoint!r} alone does not do: give the volume's devices, then the mount point")
     wanted = _mount_options(devices, mountpoint, host, boot_id, options, _LEVELS[log_level])
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {mountpoint}")
