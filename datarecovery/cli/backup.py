@@ -14,7 +14,7 @@ from datarecovery.store.store import Store
 @click.command()
 @output.store_option
 @click.option("--vm", required=True, metavar="NAME", help="The VM whose disks these are.")
-@click.argument("disks", metavar="DISK...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("disks", metavar="DISK...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @output.json_option
 def backup(store_dir: Path, vm: str, disks: tuple[Path, ...], as_json: bool) -> None:
     """Make a restore point of a VM's disks, and print its id.

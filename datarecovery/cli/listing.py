@@ -10,6 +10,9 @@ from datarecovery.cli import output
 from datarecovery.errors import DamagedManifestError
 from datarecovery.store.store import Store
 
+HEADS = ["POINT", "VM", "CREATED", "DISKS", "SIZE", "READ", "STORED", "HOW"]
+RIGHT = ["DISKS", "SIZE", "READ", "STORED"]
+
 
 @click.command("list")
 @output.store_option
@@ -17,6 +20,7 @@ from datarecovery.store.store import Store
 def list_points(store_dir: Path, as_json: bool) -> None:
     """List the restore points, by VM and age.
 
+    READ and STORED are what the backup read of the disks and added to the store; HOW is how it found the changes.
     Those whose manifest is damaged are named on stderr, and the exit code is 5.
 
     \b
@@ -33,15 +37,16 @@ def list_points(store_dir: Path, as_json: bool) -> None:
             [
                 point.id,
                 point.vm,
-                point.created,
+                output.local_time(point.created),
                 str(len(point.disks)),
                 output.size(point.figures.logical),
+                output.size(point.figures.read),
                 output.size(point.figures.stored),
                 "+".join(sorted({disk.rung for disk in point.disks})),
             ]
             for point in points
         ]
-        click.echo(output.table(["point", "vm", "created", "disks", "size", "stored", "rung"], rows))
+        click.echo(output.table(HEADS, rows, right=RIGHT))
     else:
         click.echo("no restore points", err=True)
     if damaged:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ def store_option(function: F) -> F:
         "store_dir",
         metavar="DIR",
         required=True,
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="The store's folder.",
     )(function)
 
@@ -52,11 +53,28 @@ def size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns."""
+def count(number: int, noun: str) -> str:
+    """`1 pack`, `2 packs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """Columns under their heads; those named in `right` are aligned to the right (numbers)."""
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows))
-    return "\n".join(line.rstrip() for line in lines)
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(heads, row, widths, strict=True)
+        return "  ".join(cell.rjust(width) if head in right else cell.ljust(width) for head, cell, width in cells)
+
+    return "\n".join(line(row).rstrip() for row in (heads, *rows))
+
+
+def local_time(iso: str) -> str:
+    """A manifest's time in this machine's time zone, as `vmfsctl` shows times; as it stands where it is none."""
+    try:
+        return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    except (ValueError, OverflowError):
+        return iso
 
 
 @contextmanager
@@ -114,11 +132,11 @@ def _figure_cells(figures: Figures) -> list[str]:
 
 def figures_table(manifest: Manifest) -> str:
     """What a backup did, disk by disk and in all, with the rung used and why."""
-    heads = ["disk", "size", "read", "changed", "stored", "deduplicated", "ratio", "time", "rung"]
+    heads = ["DISK", "SIZE", "READ", "CHANGED", "STORED", "DEDUPLICATED", "RATIO", "TIME", "HOW"]
     rows = [[disk.label, *_figure_cells(disk.figures), disk.rung] for disk in manifest.disks]
     if len(rows) > 1:
         rows.append(["total", *_figure_cells(manifest.figures), ""])
-    lines = [table(heads, rows)]
+    lines = [table(heads, rows, right=heads[1:-1])]
     for disk in manifest.disks:
         lines.append(f"{disk.label}: {disk.rung}: {disk.reason}")
         if not disk.point_in_time:

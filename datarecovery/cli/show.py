@@ -29,5 +29,6 @@ def show(store_dir: Path, point: str, as_json: bool) -> None:
         output.print_json(output.manifest_json(found))
         return
     click.echo(f"restore point {found.id}, number {found.sequence} of VM {found.vm}")
-    click.echo(f"begun {found.created}, finished {found.finished}, previous {found.previous or 'none'}")
+    begun, finished = output.local_time(found.created), output.local_time(found.finished)
+    click.echo(f"begun {begun}, finished {finished}, previous {found.previous or 'none'}")
     click.echo(output.figures_table(found))

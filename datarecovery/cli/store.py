@@ -18,7 +18,7 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @click.option("--level", type=click.IntRange(*config.LEVEL_RANGE), default=config.DEFAULT_LEVEL, show_default=True,
               help="zstd compression level of everything stored.")
 @click.option("--append-only", is_flag=True, help="Those who back up may never delete restore points.")
@@ -39,7 +39,7 @@ def create(folder: Path, level: int, append_only: bool, as_json: bool) -> None:
 
 
 @store.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @output.json_option
 def reindex(folder: Path, as_json: bool) -> int:
     """Rebuild the index of the store in DIR from its packs.

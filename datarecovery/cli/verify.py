@@ -55,6 +55,11 @@ def verify(store_dir: Path, quick: bool, as_json: bool) -> int:
             click.echo(f"and {report.more_findings} more findings")
         for point, vm in sorted(report.damaged_points.items()):
             click.echo(f"cannot be restored whole: {point} (VM {vm})")
-        what = "clean" if report.clean else f"{len(report.findings) + report.more_findings} findings"
-        click.echo(f"{report.points} restore points, {report.packs} packs, {report.records} records read: {what}")
+        what = "clean" if report.clean else output.count(len(report.findings) + report.more_findings, "finding")
+        looked_at = (
+            output.count(report.points, "restore point"),
+            output.count(report.packs, "pack"),
+            f"{output.count(report.records, 'record')} read",
+        )
+        click.echo(f"{', '.join(looked_at)}: {what}")
     return 0 if report.clean else EXIT_DAMAGE_FOUND
