@@ -317,12 +317,16 @@ class FileSystem:
     # -- directories -------------------------------------------------------------------------------
 
     def opendir(self, ctx: Context, nodeid: int, flags: int) -> OpenReply:
-        if not self._inodes.look(self._number(nodeid)).inode.is_directory:
+        number = self._number(nodeid)
+        inode = self._inodes.look(number).inode
+        if not inode.is_directory:
             raise OSError(ENOTDIR, "is no directory")
-        return OpenReply(0)
+        handle = self._open_for_reading(number, inode, flags)  # one that is removed stays until its users are gone
+        with self._core.transactions.mutex:
+            return OpenReply(self._files.add(handle))
 
     def releasedir(self, nodeid: int, fh: int) -> None:
-        """Nothing is kept per open directory: cookies are positions."""
+        self._close(fh)
 
     def fsyncdir(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
         self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
