@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from vmfs.core.objects import OrphansObject
 from vmfs.core.reaper import Reaper
 from vmfs.core.replay import JournalPlace, replay
 from vmfs.core.state import Core
@@ -69,13 +70,16 @@ class SlotRecoverer:
         return replay(core.io, place, holds)
 
     def _take_over_orphans(self, slot: int) -> int:
-        """Put the dead host's list onto this host's, durably, and only then empty it."""
+        """Move the dead host's list onto this host's, durably: its last part in one transaction with emptying it."""
         core = self._core
         address = core.geometry.orphans_address(slot)
         block = core.io.read(address, METADATA_BLOCK_BYTES)
         entries, generation = orphans_format.parse(block, address, core.volume.uuid, slot)
         if not entries:
             return 0
+        # Through this host's journal, as covered by its own slot: a block that is torn by a power cut is whole again
+        # when this host has been recovered in its turn.
+        theirs = OrphansObject(address, core.orphans.lock, slot, {}, generation)
         pending = list(entries.items())
         while pending:
             room = CAPACITY - _LIST_ROOM - len(core.orphans.entries)
@@ -85,10 +89,13 @@ class SlotRecoverer:
             part, pending = dict(pending[:room]), pending[room:]
             with core.transactions.operation() as op:
                 self._add(op, part)
+                if not pending:
+                    op.add(theirs)
             core.transactions.settle()
-        empty = orphans_format.pack({}, address=address, volume=core.volume.uuid, slot=slot, generation=generation + 1)
-        core.io.write(address, empty)
-        core.io.flush()
+        # The slot's next host writes its list there: this journal's image of it must not come back.
+        with core.transactions.operation() as op:
+            op.drop(theirs)
+        core.transactions.commit()
         return len(entries)
 
     def _add(self, op: Operation, entries: dict[tuple[int, int], OrphanKind]) -> None:
