@@ -74,10 +74,21 @@ class FileOps:
             raise OSError(EFBIG, "files end at 4 EiB")
         with self.exclusive(number) as file:
             if size >= file.size:
-                self._space.run(lambda op: self._set_size(op, file, size), units=0)
+                self._grow(file, size)
             else:
                 self._reaper.make_room()
                 self._shrink(file, size)
+
+    def _grow(self, file: OpenFile, size: int) -> None:
+        """Make the file longer, or only set its times; what is new reads as zeros."""
+
+        def action(op: Operation) -> None:
+            op.data_ordered = size > file.size  # the tail's zeros are on the disk before the size
+            self._set_size(op, file, size)
+
+        if size > file.size:
+            self._slow.clean_tail(file)
+        self._space.run(action, units=0)
 
     def _set_size(self, op: Operation, file: OpenFile, size: int) -> None:
         obj = self._core.store.inode(file.number)
@@ -171,7 +182,7 @@ class FileOps:
                 last = min(first + STEP_BLOCKS, -(-end // size))
                 self._fill_holes(file, range(first, last))
             if not keep_size and end > file.size:
-                self._space.run(lambda op: self._set_size(op, file, end), units=0)
+                self._grow(file, end)
 
     def _check_room(self, file: OpenFile, first: int, last: int) -> None:
         """Refuse at once what cannot fit, before anything is allocated. NoSpace."""

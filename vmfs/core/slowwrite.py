@@ -4,7 +4,8 @@ A block of 64 KiB that is written for the first time is written whole, zeros aro
 former life shows; an inherited block is copied first. The blocks are promised, written, and only then claimed by the
 transaction that makes the map point at them.
 
-Bytes between the end of the file and the end of its last block are always zeros on the disk.
+Bytes between the end of the file and the end of its last block are zeros on the disk, but after a crash between a write
+there and its commit. So a file that grows over bytes that nobody writes has them cleared first (`clean_tail`).
 """
 
 from __future__ import annotations
@@ -112,12 +113,33 @@ class SlowWriter:
         self._core.membership.check_lease()
         self._core.data.write(address + start, memory)
 
+    def clean_tail(self, file: OpenFile) -> None:
+        """Clear what a crash may have left behind the end of the file. `slow_mutex` suffices. NoSpace, DeviceError."""
+        core = self._core
+        low = file.size % core.block_bytes
+        pointer = file.view.pointer(file.size // core.block_bytes) if low else 0
+        if pointer & STATE_MASK != WRITTEN:
+            return
+        start = low & -self._sector
+        memory = core.scratch.take(core.block_bytes - start)
+        core.data.read((pointer & ADDRESS_MASK) + start, memory)
+        core.membership.check_lease()
+        behind = memory[low - start :].tobytes()
+        if behind.count(0) == len(behind):
+            return
+        if pointer & INHERITED:
+            self.copy_up(file, file.size // core.block_bytes)
+            pointer = file.view.pointer(file.size // core.block_bytes)
+        self.zero_in_block(pointer & ADDRESS_MASK, low, core.block_bytes)
+
     # -- one write, `slow_mutex` held --------------------------------------------------------------
 
     def _write(self, file: OpenFile, data: memoryview, offset: int) -> None:
         core = self._core
         size = core.block_bytes
         first, last = offset // size, (offset + len(data) - 1) // size
+        if offset > file.size:
+            self.clean_tail(file)
         with self._promised(file, first, last, offset) as pieces:
             # Sectors that are shared with bytes outside of the write must not change between reading and writing them.
             if (offset | len(data)) & (self._sector - 1):
