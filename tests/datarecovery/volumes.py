@@ -96,7 +96,7 @@ def real_volume(scratch: Path) -> Iterator[tuple[Path, MountFor]]:
     with open(lun, "wb") as file:
         file.truncate(1 << 30)
     _vmfsctl("format", "--name", "backup-test", lun)
-    _vmfsctl("mount", lun, folder, "--host", "esx1")
+    _vmfsctl("mount", lun, folder, "--host", "esx1", "--log-file", scratch / "volume.log")
     try:
         yield folder, vmfs_mount_for
     finally:
