@@ -11,8 +11,9 @@ All methods are called under the control mutex, except where they say that they 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from vmfs.clock import Clock
 from vmfs.core.objects import ChunkObject, GroupObject, InodeObject
@@ -108,6 +109,7 @@ class Groups:
         self._clock = clock
         self._quarantine = quarantine_seconds
         self.held: dict[int, HeldGroup] = {}
+        self._roomy = -1
 
     # -- which groups are held ---------------------------------------------------------------------
 
@@ -150,8 +152,7 @@ class Groups:
         """Up to `count` blocks, in few runs, near address `goal` (0: anywhere). Fewer when fewer are there."""
         runs: list[Run] = []
         goal_group, goal_index = self._goal(goal)
-        order = sorted(self.held, key=lambda g: (g != goal_group, g))
-        for index in order:
+        for index in self._nearest(goal_group):
             held = self.held[index]
             at = goal_index if index == goal_group else -1
             free = held.allocatable()
@@ -166,6 +167,12 @@ class Groups:
             if not count:
                 break
         return runs
+
+    def _nearest(self, goal_group: int) -> Iterator[int]:
+        """The groups that are held: first the one that is wished for, which mostly will do, then from the lowest."""
+        if goal_group in self.held:
+            yield goal_group
+        yield from sorted(index for index in self.held if index != goal_group)
 
     def _goal(self, goal: int) -> tuple[int, int]:
         if goal:
@@ -226,12 +233,20 @@ class Groups:
 
     # -- metadata units ----------------------------------------------------------------------------
 
-    def allocatable_units(self) -> int:
-        """A lower bound of single units that could be allocated now."""
+    def has_units(self, units: int) -> bool:
+        """Whether so many single units can be allocated now, in chunks that there are or in new ones."""
         per_chunk = self._geometry.units_per_chunk - 1
-        return sum(h.obj.group.free_units for h in self.held.values() if not h.asked) + per_chunk * min(
-            64, self.allocatable_blocks()
-        )
+        # Asked before every first write: the group that had room the last time comes first, all of them rarely.
+        hinted = self.held.get(self._roomy)
+        found = 0
+        for held in chain((hinted,) if hinted is not None else (), self.held.values()):
+            if held.asked or (found and held is hinted):
+                continue
+            found += held.obj.group.free_units + per_chunk * min(units, held.allocatable().bit_count())
+            if found >= units:
+                self._roomy = held.obj.group.index
+                return True
+        return False
 
     def allocate_unit(self, op: Operation) -> tuple[int, int] | None:
         """(address, group) of a free metadata unit; None: no group that is held has any."""

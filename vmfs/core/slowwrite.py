@@ -59,6 +59,7 @@ class SlowWriter:
         self._files = files
         self._space = space
         self._sector = max(core.volume.superblock.sector_bytes, 512)
+        self._zeros = bytes(core.block_bytes)
 
     def write(self, file: OpenFile, data: memoryview, offset: int, *, may_wait: bool) -> None:
         """Write all of `data`. Raises NeedRoom (unless it `may_wait`), NoSpace, OSError(EFBIG), DeviceError."""
@@ -219,12 +220,14 @@ class SlowWriter:
         return 0
 
     def _transfer(self, file: OpenFile, pieces: list[_Piece], data: memoryview, offset: int) -> None:
-        """Compose what goes to the disk in aligned memory, and write neighbouring blocks together."""
+        """Write neighbouring blocks together: from `data` as it is, or composed in aligned memory where it must be."""
         size = self._core.block_bytes
         base = pieces[0].block * size
-        memory = self._core.scratch.take(len(pieces) * size)
         end = offset + len(data)
-        writes: list[tuple[int, int, int]] = []  # address, start and end in memory
+        ready = self._needs_nothing(pieces, offset, end)
+        memory = data if ready else self._core.scratch.take(len(pieces) * size)
+        origin = offset - base if ready else 0  # where `memory` begins, seen from the first block
+        writes: list[tuple[int, int, int]] = []  # address, start and end seen from the first block
         for piece in pieces:
             start = (piece.block * size) - base
             low, high = max(offset - base, start), min(end - base, start + size)
@@ -232,7 +235,7 @@ class SlowWriter:
                 if (low, high) != (start, start + size):
                     self._fill(file, piece.block, memory[start : start + size])
                 low, high = start, start + size
-            else:
+            elif not ready:
                 low, high = low & -self._sector, -(-high // self._sector) * self._sector
                 self._fill_edges(piece, memory, start, low, high, offset - base, end - base)
             address = piece.address + low - start
@@ -240,11 +243,19 @@ class SlowWriter:
                 writes[-1] = (writes[-1][0], writes[-1][1], high)
             else:
                 writes.append((address, low, high))
-        memory[offset - base : end - base] = data
+        if not ready:
+            memory[offset - base : end - base] = data
         self._core.membership.check_lease()
         for address, low, high in writes:
-            self._core.data.write(address, memory[low:high])
+            self._core.data.write(address, memory[low - origin : high - origin])
         self._core.membership.check_lease()
+
+    def _needs_nothing(self, pieces: list[_Piece], offset: int, end: int) -> bool:
+        """Whether whole sectors are written, and new blocks from end to end: the data can go out as it came."""
+        block_mask = self._core.block_bytes - 1
+        if (offset | end) & (self._sector - 1):
+            return False
+        return not (pieces[0].fresh and offset & block_mask) and not (pieces[-1].fresh and end & block_mask)
 
     def _fill(self, file: OpenFile, block: int, memory: memoryview) -> None:
         """What a block that becomes the file's own held so far: its parent layer's data, or zeros."""
@@ -252,7 +263,7 @@ class SlowWriter:
         if pointer & INHERITED and pointer & STATE_MASK == WRITTEN:
             self._core.data.read(pointer & ADDRESS_MASK, memory)
         else:
-            memory[:] = bytes(len(memory))
+            memory[:] = self._zeros
 
     def _fill_edges(
         self, piece: _Piece, memory: memoryview, start: int, low: int, high: int, data_low: int, data_high: int

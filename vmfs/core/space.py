@@ -27,6 +27,7 @@ UNITS_PER_OPERATION: Final = 8  # no operation needs more units than: two inodes
 _READ_BYTES: Final = 1 << 20
 _FREE_COUNT_AT: Final = 68  # of a group block: free blocks u32, see vmfs.ondisk.group
 _ASK_SECONDS_MIN: Final = 0.2
+_COUNTS_GOOD_SECONDS: Final = 1.0  # a file written at full speed wants a group more often than counts are worth reading
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Space:
         self._core = core
         self._taking = threading.Lock()
         self._free_seen: list[int] | None = None
+        self._seen_at = -1e18
         slots = core.volume.superblock.max_hosts
         self._start = core.membership.holder.slot * core.geometry.group_count // slots
 
@@ -46,6 +48,7 @@ class Space:
     def refresh(self) -> None:
         """Read every group's free count from the disk (a hint: others change theirs meanwhile)."""
         counts: list[int] = []
+        started = self._core.clock.now()
         for address, count in group_block_runs(self._core.geometry):
             for at in range(0, count, _READ_BYTES // METADATA_BLOCK_BYTES):
                 here = min(count - at, _READ_BYTES // METADATA_BLOCK_BYTES)
@@ -55,6 +58,7 @@ class Space:
                     for i in range(0, len(data), METADATA_BLOCK_BYTES)
                 )
         self._free_seen = counts
+        self._seen_at = started
 
     def free_blocks(self) -> int:
         """Free blocks of the volume: exact for the groups held here, as last read for the others."""
@@ -90,7 +94,9 @@ class Space:
         core = self._core
         with self._taking:
             settled = False
-            self.refresh()
+            counted = core.clock.now() - self._seen_at > _COUNTS_GOOD_SECONDS
+            if counted:
+                self.refresh()
             while True:
                 with core.transactions.mutex:
                     core.transactions.check()
@@ -98,7 +104,13 @@ class Space:
                     if core.groups.allocatable_blocks() >= blocks:
                         return
                     ready = core.groups.next_quarantine_end()
-                if self._take_another(0.0) or self._take_another(self._ask_seconds):
+                if self._take_another(0.0):
+                    continue
+                if not counted:
+                    counted = True
+                    self.refresh()
+                    continue
+                if self._take_another(self._ask_seconds):
                     continue
                 if not settled:
                     settled = True
@@ -133,7 +145,7 @@ class Space:
         core = self._core
         for last in (False, True):
             with core.transactions.mutex:
-                enough = core.groups.allocatable_units() >= units
+                enough = core.groups.has_units(units)
             if not enough:
                 self._room_for_units(units)
             try:
