@@ -47,6 +47,8 @@ class Point:
     records: int
     read_bytes: int
     stored_bytes: int
+    rung: str
+    """How the backup found what it had to read."""
 
 
 def share_a_volume(story: Story) -> str:
@@ -130,17 +132,18 @@ def back_up_twice(story: Story) -> str:
     for _ in range(2):
         records = machine.wait_for_record(machine.last_record() + _RECORDS_BETWEEN, GUEST_SECONDS)
         made = stage.commands.json("datarecovery", "backup", "--store", "store", "--vm", "vm1", "esx1/vm1/vm1.vmdk")
-        total = made["total"]
-        story.points.append(Point(made["id"], records, total["read"], total["stored"]))
+        total, rung = made["total"], made["disks"][0]["rung"]
+        story.points.append(Point(made["id"], records, total["read"], total["stored"], rung))
         during = machine.last_record() - records
         stage.show(
             f"restore point {made['id']}: read {size(total['read'])}, stored {size(total['stored'])} in "
-            f"{total['seconds']:.1f} s ({made['disks'][0]['rung']}); {records} records were safe before it, "
+            f"{total['seconds']:.1f} s ({rung}); {records} records were safe before it, "
             f"{during} came meanwhile"
         )
     first, second = story.points
     machine.wait_for_record(machine.last_record() + 1, GUEST_SECONDS)
     require(first.read_bytes >= PAYLOAD_MIB << 20, "the first backup did not read the guest's data")
+    require(second.rung == "vmfs-diff", f"the second backup was made by {second.rung}, not by the diff of two clones")
     require(second.read_bytes * 2 < first.read_bytes, "the second backup read more than half of the first")
     return (
         f"read {size(first.read_bytes)} then {size(second.read_bytes)}, stored {size(first.stored_bytes)} then "
