@@ -35,6 +35,7 @@ _TORN_PAUSE_SECONDS: Final = 0.005
 _FROZEN_NODES_MAX: Final = 4096  # 16 MiB of nodes of frozen layers
 _FROZEN_INODES_MAX: Final = 1024
 _LOOSE_INODES_MAX: Final = 4096
+_DAMAGED_MAX: Final = 1024  # 4 MiB of blocks that stayed damaged
 
 T = TypeVar("T")
 
@@ -100,6 +101,8 @@ class Inodes:
         self._core = core
         self._loose: dict[int, Seen] = {}
         self._frozen: dict[tuple[int, int], Inode] = {}
+        # Blocks that stayed damaged, by address: whoever reads the same bytes again need not wait for a writer.
+        self._damaged: dict[int, bytes] = {}
         self.nodes: NodeSource = FrozenNodes(self)
 
     # -- under locks -------------------------------------------------------------------------------
@@ -196,10 +199,15 @@ class Inodes:
             try:
                 return parse(block)
             except DamagedBlock as error:
+                if self._damaged.get(address) == block:
+                    raise
                 now = core.clock.now()
                 until = until or now + TORN_RETRY_SECONDS
                 if now >= until:
                     log.error("volume %s: %s", core.name, error)
+                    if len(self._damaged) >= _DAMAGED_MAX:
+                        self._damaged.clear()
+                    self._damaged[address] = block
                     raise
             core.clock.sleep(_TORN_PAUSE_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import stat
@@ -20,7 +21,7 @@ from vmfs.core.reaper import Reaper
 from vmfs.core.rename import Renamer
 from vmfs.core.space import Space
 from vmfs.core.state import KERNEL_CACHE_SECONDS, LOCK_WAIT_SECONDS, Core
-from vmfs.errors import LockedByOther
+from vmfs.errors import DamagedBlock, DeviceError, LockedByOther
 from vmfs.fuse.contract import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -42,6 +43,8 @@ from vmfs.fuse.contract import (
 )
 from vmfs.ondisk.inode import Inode
 from vmfs.ondisk.lock import Guards, LockMode
+
+log = logging.getLogger("vmfs.core")
 
 COPY_MAX_BYTES: Final = 64 << 20  # a larger copy_file_range comes back short: it would hold its thread for too long
 _COPY_STEP: Final = 1 << 20
@@ -356,6 +359,9 @@ class FileSystem:
             except OSError as error:
                 if error.errno != ESTALE:
                     raise
+            except (DamagedBlock, DeviceError) as error:
+                # One file that cannot be read does not hide its neighbours: whoever asks for it by name is told.
+                log.error("volume %s: %r in directory %d: %s", self._core.name, entry.name, number, error)
             yield DirEntry(entry.inode, cookie, entry.type << 12, entry.name, found)
 
 
