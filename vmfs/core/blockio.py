@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import threading
+from errno import ENOSPC
 from typing import Final
 
 from vmfs.devices.extents import ExtentSet
@@ -21,24 +23,49 @@ class BlockIO:
         self._extents = extents
         # -1: the device has no descriptor (a fake), go through its methods.
         self._fds = [-1 if (fd := extents.device(i).fileno()) is None else fd for i in range(len(extents))]
+        # A write past the end of a file that was cut short would make it long again, with zeros where data was.
+        self._least_sizes = [
+            extents.device(i).size_bytes if fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode) else 0
+            for i, fd in enumerate(self._fds)
+        ]
 
     def read(self, address: int, buf: memoryview) -> None:
-        """Fill `buf` (sector-aligned memory and length) from a sector-aligned address. Raises DeviceError, OSError."""
+        """Fill `buf` (sector-aligned memory and length) from a sector-aligned address. Raises DeviceError."""
         fd = self._fds[address >> _EXTENT_SHIFT]
         if fd < 0:
             self._extents.read_into(address, buf)
-        elif os.preadv(fd, (buf,), address & _OFFSET_MASK) != len(buf):
-            raise DeviceError(self._extents.device(address >> _EXTENT_SHIFT).name, "read", address & _OFFSET_MASK,
-                              len(buf), "it came back short")  # fmt: skip
+            return
+        try:
+            count = os.preadv(fd, (buf,), address & _OFFSET_MASK)
+        except OSError as error:
+            raise self._failed("read", address, buf, error) from error
+        if count != len(buf):
+            raise self._failed("read", address, buf, "the device ends before it (was it truncated?)")
 
     def write(self, address: int, buf: memoryview) -> None:
-        """Write `buf` (sector-aligned memory and length) to a sector-aligned address. Raises DeviceError, OSError."""
-        fd = self._fds[address >> _EXTENT_SHIFT]
+        """Write `buf` (sector-aligned memory and length) to a sector-aligned address. Raises DeviceError."""
+        extent = address >> _EXTENT_SHIFT
+        fd, least = self._fds[extent], self._least_sizes[extent]
         if fd < 0:
             self._extents.write(address, buf)
-        elif os.pwritev(fd, (buf,), address & _OFFSET_MASK) != len(buf):
-            raise DeviceError(self._extents.device(address >> _EXTENT_SHIFT).name, "write", address & _OFFSET_MASK,
-                              len(buf), "it went out short")  # fmt: skip
+            return
+        offset = address & _OFFSET_MASK
+        try:
+            if least and (size := os.lseek(fd, 0, os.SEEK_END)) < least and size < offset + len(buf):
+                raise self._failed("write", address, buf, f"the device has shrunk to {size} bytes")
+            count = os.pwritev(fd, (buf,), offset)
+        except OSError as error:
+            raise self._failed("write", address, buf, error) from error
+        if count != len(buf):
+            raise self._failed("write", address, buf, "it went out short")
+
+    def _failed(self, operation: str, address: int, buf: memoryview, why: OSError | str) -> DeviceError:
+        name = self._extents.device(address >> _EXTENT_SHIFT).name
+        reason = why if isinstance(why, str) else why.strerror or str(why)
+        failed = DeviceError(name, operation, address & _OFFSET_MASK, len(buf), reason)
+        if isinstance(why, OSError) and why.errno == ENOSPC:
+            failed.errno = ENOSPC  # a thin LUN is full: a hypervisor pauses its guest at this one, and goes on later
+        return failed
 
 
 class Scratch(threading.local):

@@ -10,7 +10,7 @@ from vmfs.devices import syscalls
 from vmfs.devices.contract import LockMethod
 from vmfs.devices.direct import SECTOR_BYTES_ALLOWED, DirectDevice, choose_sector_bytes
 from vmfs.devices.ofdlock import OfdRangeLock
-from vmfs.errors import DeviceNotUsable
+from vmfs.errors import DeviceError, DeviceNotUsable
 
 _NO_DIRECT = "its file system does no direct I/O, which hosts need to see each other's writes; put it on ext4 or XFS"
 
@@ -47,6 +47,13 @@ class FileDevice(DirectDevice):
 
     def _measure_bytes(self, fd: int) -> int:
         return os.fstat(fd).st_size
+
+    def _check_change(self, operation: str, offset: int, length: int) -> None:
+        super()._check_change(operation, offset, length)
+        size = self._measure_bytes(self._live_fd())
+        if size < offset + length:
+            # Writing there would make the file long again, with zeros where other data was.
+            raise DeviceError(self.name, operation, offset, length, f"the file has shrunk to {size} bytes")
 
     def _discard(self, fd: int, offset: int, length: int) -> None:
         syscalls.fallocate(fd, syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE, offset, length)
