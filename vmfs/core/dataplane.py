@@ -47,6 +47,7 @@ class DataPlane:
         self._slow = slow
         self._io = core.data
         self._membership = core.membership
+        self._transactions = core.transactions
         self._shift = core.block_bytes.bit_length() - 1
         self._block = core.block_bytes
         self._mask = core.block_bytes - 1
@@ -174,6 +175,8 @@ class DataPlane:
             if file.gated:
                 busy[thread] = None
                 raise WOULD_BLOCK
+            if self._transactions.failure is not None:
+                self._transactions.check()
             inner = offset & self._mask
             view = file.view
             if inner + size <= self._block:
