@@ -27,6 +27,8 @@ UNITS_PER_OPERATION: Final = 8  # no operation needs more units than: two inodes
 _READ_BYTES: Final = 1 << 20
 _FREE_COUNT_AT: Final = 68  # of a group block: free blocks u32, see vmfs.ondisk.group
 _ASK_SECONDS_MIN: Final = 0.2
+_COUNTS_SECONDS: Final = 0.5  # for which other hosts' free counts are believed
+_COUNTING_SHARE: Final = 0.05  # of the time may go into reading them: a very large volume is counted less often
 _COUNTS_GOOD_SECONDS: Final = 1.0  # a file written at full speed wants a group more often than counts are worth reading
 
 T = TypeVar("T")
@@ -39,6 +41,7 @@ class Space:
         self._core = core
         self._taking = threading.Lock()
         self._free_seen: list[int] | None = None
+        self._counts_expire = 0.0
         self._seen_at = -1e18
         slots = core.volume.superblock.max_hosts
         self._start = core.membership.holder.slot * core.geometry.group_count // slots
@@ -61,8 +64,8 @@ class Space:
         self._seen_at = started
 
     def free_blocks(self) -> int:
-        """Free blocks of the volume: exact for the groups held here, as last read for the others."""
-        if self._free_seen is None:
+        """Free blocks of the volume: exact for the groups held here, as lately read for the others."""
+        if self._free_seen is None or self._core.clock.now() >= self._counts_expire:
             self.refresh()
         assert self._free_seen is not None
         with self._core.transactions.mutex:
