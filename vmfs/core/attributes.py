@@ -20,6 +20,8 @@ from vmfs.ondisk.inode import TAIL_MAX_BYTES, Inode
 
 _STAT_UNIT: Final = 512  # st_blocks counts these
 _XATTR_NAME_MAX_BYTES: Final = 255
+_TIME_MIN_NS: Final = -(1 << 63)
+_TIME_MAX_NS: Final = (1 << 63) - 1
 _SETID: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -32,6 +34,11 @@ def attr_of(core: Core, inode: Inode) -> Attr:
         atime_ns=inode.atime_ns, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns, nlink=inode.nlink,
         uid=inode.uid, gid=inode.gid, rdev=inode.rdev, blksize=core.block_bytes,
     )  # fmt: skip
+
+
+def _storable(time_ns: int) -> int:
+    """The nearest time that an inode can hold: 64 bits of nanoseconds end in the years 1677 and 2262."""
+    return min(max(time_ns, _TIME_MIN_NS), _TIME_MAX_NS)
 
 
 def without_setid(mode: int) -> int:
@@ -73,10 +80,10 @@ class Attributes:
         if change.kill_suidgid:
             inode.mode = without_setid(inode.mode)
         if change.atime_now or change.atime_ns is not None:
-            inode.atime_ns = now if change.atime_ns is None else change.atime_ns
+            inode.atime_ns = now if change.atime_ns is None else _storable(change.atime_ns)
         if change.mtime_now or change.mtime_ns is not None:
-            inode.mtime_ns = now if change.mtime_ns is None else change.mtime_ns
-        inode.ctime_ns = now if change.ctime_ns is None else change.ctime_ns
+            inode.mtime_ns = now if change.mtime_ns is None else _storable(change.mtime_ns)
+        inode.ctime_ns = now if change.ctime_ns is None else _storable(change.ctime_ns)
         inode.version += 1
         file = self._files.table.get(number)
         if file is not None:

@@ -19,7 +19,7 @@ from vmfs.clock import Clock
 from vmfs.core.objects import ChunkObject, GroupObject, InodeObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
-from vmfs.errors import DamagedBlock
+from vmfs.errors import DamagedBlock, DeviceError
 from vmfs.geometry import Geometry
 from vmfs.ondisk.chunk import ChunkHead
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
@@ -68,6 +68,8 @@ class HeldGroup:
     asked: bool = False
     """Another host wants it: nothing more is promised from it."""
     chunks: dict[int, ChunkObject] = field(default_factory=dict)
+    damaged: set[int] = field(default_factory=set)
+    """Chunks whose heads cannot be read: nothing is allocated from them, and nothing freed."""
     waiting: list[tuple[float, int]] = field(default_factory=list)
     """Settled frees: (when their quarantine is over, bits)."""
 
@@ -189,11 +191,18 @@ class Groups:
             held.promised &= ~run.bits
 
     def claim(self, op: Operation, run: Run) -> None:
-        """Promised blocks are allocated by this operation."""
+        """Promised blocks are allocated by this operation; they are promised again when it is undone."""
         held = self.held[run.group]
+        if run.bits & (held.obj.group.used | ~held.promised):
+            raise AssertionError(f"blocks {run.first} to {run.first + run.count - 1} of group {run.group}: no promise")
         op.touch(held.obj)
         held.obj.group.used |= run.bits
         held.promised &= ~run.bits
+
+        def undo() -> None:
+            held.promised |= run.bits
+
+        op.on_undo(undo)
 
     def address(self, run: Run) -> int:
         """The address of a run's first block."""
@@ -331,15 +340,22 @@ class Groups:
 
     def _chunks(self, held: HeldGroup) -> list[ChunkObject]:
         g = held.obj.group
-        if len(held.chunks) != g.meta.bit_count():
+        if len(held.chunks) + len(held.damaged) != g.meta.bit_count():
             bits = g.meta
             while bits:
                 bit = (bits & -bits).bit_length() - 1
                 bits &= bits - 1
                 address = self._geometry.block_address(g.index, bit)
-                if address not in held.chunks:
-                    held.chunks[address] = self._store.chunk(address, g.index)
+                if address not in held.chunks and address not in held.damaged:
+                    self._load_chunk(held, address)
         return list(held.chunks.values())
+
+    def _load_chunk(self, held: HeldGroup, address: int) -> None:
+        try:
+            held.chunks[address] = self._store.chunk(address, held.obj.group.index)
+        except (DamagedBlock, DeviceError) as error:
+            log.error("nothing is allocated from the metadata chunk at %#x: %s", address, error)
+            held.damaged.add(address)
 
     def _free_units_of(self, held: HeldGroup, chunk: ChunkObject) -> int:
         taken = chunk.head.used | self._inode_places(chunk) | held.promised_units.get(chunk.address, 0)
@@ -365,6 +381,7 @@ class Groups:
             return None
         run = runs[0]
         held = self.held[run.group]
+        op.on_undo(lambda: self.take_back(run))
         self.claim(op, run)
         held.obj.group.meta |= run.bits
         units = self._geometry.units_per_chunk
@@ -387,6 +404,8 @@ class Groups:
         self._chunks(held)
         chunk = held.chunks.get(head)
         bits = ((1 << count) - 1) << unit
+        if head in held.damaged:
+            raise DamagedBlock(head, "this metadata chunk's head cannot be read, so nothing in it can be freed")
         if chunk is None or bits & ~chunk.head.used:
             raise DamagedBlock(address, "is freed and was not allocated")
         op.touch(chunk)
