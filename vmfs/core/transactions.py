@@ -201,10 +201,10 @@ class Transactions:
         """
         with self._commit_lock:
             self.check()
-            batch = self._take()
-            if batch is None:
-                return False
             try:
+                batch = self._take()
+                if batch is None:
+                    return False
                 self._write(batch)
                 return True
             except Exception as e:
@@ -219,6 +219,7 @@ class Transactions:
         if self.covers(lock) and self.commit():
             return
         self._io.flush()
+        self.check()  # a commit that failed meanwhile covers nothing any more, and was not a success
 
     def settle(self) -> None:
         """Commit, and return when all of it is durable in place."""
