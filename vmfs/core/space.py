@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from vmfs.core.groups import HeldGroup
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
-from vmfs.errors import LockedByOther, NoSpace
+from vmfs.errors import DamagedBlock, DeviceError, LockedByOther, NoSpace
 from vmfs.geometry import Geometry
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
@@ -41,6 +41,7 @@ class Space:
         self._core = core
         self._taking = threading.Lock()
         self._free_seen: list[int] | None = None
+        self._damaged: set[int] = set()
         self._counts_expire = 0.0
         self._seen_at = -1e18
         slots = core.volume.superblock.max_hosts
@@ -51,17 +52,21 @@ class Space:
     def refresh(self) -> None:
         """Read every group's free count from the disk (a hint: others change theirs meanwhile)."""
         counts: list[int] = []
+        most = self._core.volume.superblock.blocks_per_group
         started = self._core.clock.now()
         for address, count in group_block_runs(self._core.geometry):
             for at in range(0, count, _READ_BYTES // METADATA_BLOCK_BYTES):
                 here = min(count - at, _READ_BYTES // METADATA_BLOCK_BYTES)
                 data = self._core.io.read(address + at * METADATA_BLOCK_BYTES, here * METADATA_BLOCK_BYTES)
                 counts.extend(
-                    int.from_bytes(data[i + _FREE_COUNT_AT : i + _FREE_COUNT_AT + 4], "little")
+                    # A block that is damaged, or torn just now, says anything.
+                    min(int.from_bytes(data[i + _FREE_COUNT_AT : i + _FREE_COUNT_AT + 4], "little"), most)
                     for i in range(0, len(data), METADATA_BLOCK_BYTES)
                 )
         self._free_seen = counts
         self._seen_at = started
+        now = self._core.clock.now()
+        self._counts_expire = now + max(_COUNTS_SECONDS, (now - started) / _COUNTING_SHARE)
 
     def free_blocks(self) -> int:
         """Free blocks of the volume: exact for the groups held here, as lately read for the others."""
@@ -134,9 +139,20 @@ class Space:
         total = self._core.geometry.group_count
         for step in range(total):
             index = (self._start + step) % total
-            if self._free_seen[index] and index not in self._core.groups.held and self.take(index, wait):
+            if self._free_seen[index] and index not in self._core.groups.held and self._take_usable(index, wait):
                 return True
         return False
+
+    def _take_usable(self, index: int, wait: float) -> bool:
+        """As `take`, for a group of which there are others: False, too, of one that cannot be read."""
+        if index in self._damaged:
+            return False
+        try:
+            return self.take(index, wait)
+        except (DamagedBlock, DeviceError) as error:
+            log.error("volume %s: resource group %d is left out: %s", self._core.name, index, error)
+            self._damaged.add(index)
+            return False
 
     # -- operations that allocate metadata ---------------------------------------------------------
 
