@@ -27,7 +27,7 @@ from vmfs.errors import VmfsError
 from vmfs.ondisk.inode import FLAG_LAYER, NO_INHERIT_LIMIT, Inode
 from vmfs.ondisk.node import POINTERS_PER_NODE, ROOT_POINTERS, empty_pointers
 
-MAX_DEPTH: Final = 1000  # a chain of layers is walked by recursion when a leaf is flattened
+MAX_DEPTH: Final = 1000  # every one may cost a read or two when a leaf is flattened
 
 
 class NotRelated(VmfsError):

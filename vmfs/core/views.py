@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from vmfs.core.filemap import NodeSource, leaf
-from vmfs.ondisk.inode import NO_INHERIT_LIMIT, Inode
+from vmfs.ondisk.inode import Inode
 from vmfs.ondisk.node import POINTERS_PER_NODE, empty_pointers
 
 INHERITED: Final = 4
@@ -38,22 +38,34 @@ class Layers(Protocol):
 
 
 def flatten(inode: Inode, source: NodeSource, layers: Layers, index: int) -> array[int]:
-    """Leaf `index` of a file as its readers see it. Raises DamagedBlock, DeviceError."""
-    own = leaf(inode, source, index)
-    if not inode.parent or index * POINTERS_PER_NODE >= inode.inherit_limit:
-        return own[:] if own is not None else empty_pointers()
-    parent = layers.layer(inode.parent, inode.parent_generation)
-    below = flatten(parent, layers.nodes, layers, index)
+    """Leaf `index` of a file as its readers see it. Raises DamagedBlock, DeviceError.
+
+    Not by recursion: a file that is cloned every day has more layers than a stack is deep.
+    """
+    above: list[tuple[array[int] | None, int]] = []  # from the file down: its own leaf, and where it stops inheriting
+    first_block = index * POINTERS_PER_NODE
+    while inode.parent and first_block < inode.inherit_limit:
+        above.append((leaf(inode, source, index), min(inode.inherit_limit - first_block, POINTERS_PER_NODE)))
+        inode, source = layers.layer(inode.parent, inode.parent_generation), layers.nodes
+    lowest = leaf(inode, source, index)
+    found = lowest[:] if lowest is not None else empty_pointers()
+    for own, inherited in reversed(above):
+        if own is not None or inherited < POINTERS_PER_NODE:
+            found = _over(own, found, inherited)
+    # The layers that say nothing were passed over; a file that is one of them inherits all.
+    return _over(None, found, POINTERS_PER_NODE) if above and above[0] == (None, POINTERS_PER_NODE) else found
+
+
+def _over(own: array[int] | None, below: array[int], inherited: int) -> array[int]:
+    """A leaf over the one below it, of which it inherits the first `inherited` pointers."""
     # All pointers at once, as one large number: marking each in a loop would cost more than reading the node.
     marked = (int.from_bytes(below.tobytes(), "little") | _INHERITED_BITS).to_bytes(_LEAF_BYTES, "little")
-    inherited = array("Q", marked)
-    if inode.inherit_limit != NO_INHERIT_LIMIT:
-        first = inode.inherit_limit - index * POINTERS_PER_NODE
-        if first < POINTERS_PER_NODE:
-            inherited[first:] = array("Q", bytes((POINTERS_PER_NODE - first) * 8))
+    found = array("Q", marked)
+    if inherited < POINTERS_PER_NODE:
+        found[inherited:] = array("Q", bytes((POINTERS_PER_NODE - inherited) * 8))
     if own is None:
-        return inherited
-    return array("Q", [o or i for o, i in zip(own, inherited, strict=True)])
+        return found
+    return array("Q", [o or i for o, i in zip(own, found, strict=True)])
 
 
 class View:
