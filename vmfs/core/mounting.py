@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 from typing import Final
 
 from vmfs.clock import Clock, SystemClock
@@ -49,7 +50,7 @@ from vmfs.core.state import Core
 from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
 from vmfs.devices import Device, open_device
-from vmfs.errors import DeviceNotUsable, SlotNotDead, VmfsError
+from vmfs.errors import DamagedBlock, DeviceNotUsable, SlotNotDead, VmfsError
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
@@ -170,7 +171,11 @@ class MountedVolume:
         """Recover this host's own earlier mounts, and whatever else is known to be dead now."""
         tried = set(self.membership.predecessors)
         for slot in self.membership.predecessors:
-            self.recoverer.recover(slot)
+            try:
+                self.recoverer.recover(slot)
+            except DamagedBlock as error:
+                # Left FAILED for an operator (R6). What it had locked stays locked; the rest of the volume serves.
+                log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
         # Round by round: a slot whose recoverer died is known to be dead once that one has been recovered.
         while dead := self.membership.dead_slots().keys() - tried:
             tried |= dead
@@ -210,13 +215,16 @@ class MountedVolume:
     def _before_release(self, tenure: Tenure) -> None:
         """Put in order what a lock covers (rules R5 and R11). Runs without the control mutex."""
         core = self.core
-        while True:
-            core.transactions.settle()
+        core.transactions.check()
+        for attempt in count():
+            # Looked at first: of many locks that became idle together, the first one's settling settles the others.
             with core.transactions.mutex:
                 if self._is_quiet(tenure) and not core.transactions.unsettled(tenure.address):
                     self._forget(tenure)
                     return
-            core.clock.sleep(_QUIET_POLL_SECONDS)
+            if attempt:
+                core.clock.sleep(_QUIET_POLL_SECONDS)
+            core.transactions.settle()
 
     def _is_quiet(self, tenure: Tenure) -> bool:
         """Whether nothing is under way in what a lock covers. Has no more promised from a group from now on."""

@@ -133,7 +133,9 @@ class Transactions:
         self._in_place = 0
         self._settled = 0
         self._unsettled_frees: list[tuple[int, list[tuple[int, int]]]] = []
-        # Versions of locks that are known to be durable. Guarded by the commit lock, as are the three above.
+        # By lock: the last record that changed something under it. What is settled drops out. Guarded by `mutex`.
+        self._changed_by: dict[int, int] = {}
+        # Versions of locks that are known to be durable. Guarded by the commit lock, as are the frees above.
         self._durable_locks: dict[int, int] = {}
         self._soft_limit = max(8, journal.max_images - OPERATION_MAX_BLOCKS)
         self.failure: str | None = None
@@ -192,7 +194,7 @@ class Transactions:
 
     def unsettled(self, lock: int) -> bool:
         """Whether anything under that lock may not be durable in place. Exact only under the control mutex."""
-        return self.covers(lock) or self._settled != self._in_place
+        return self.covers(lock) or self._changed_by.get(lock, 0) > self._settled
 
     def commit(self) -> bool:
         """Make durable all that ended before this call. Raises MountFailed, and what failed the commit first.
@@ -267,7 +269,9 @@ class Transactions:
         self._durable_locks.update(batch.locks)
         for rank in (0, 1):
             self._io.write_blocks([(i.address, i.data) for r, i in batch.images if r == rank])
-        self._in_place = sequence
+        with self.mutex:
+            self._in_place = sequence
+            self._changed_by.update(dict.fromkeys(batch.locks, sequence))
         if batch.frees:
             self._unsettled_frees.append((sequence, batch.frees))
 
@@ -279,6 +283,8 @@ class Transactions:
     def _note_settled(self, sequence: int) -> None:
         """A flush that began when all up to `sequence` was in place has returned."""
         with self.mutex:
-            self._settled = sequence
+            if sequence != self._settled:
+                self._settled = sequence
+                self._changed_by = {lock: last for lock, last in self._changed_by.items() if last > sequence}
             while self._unsettled_frees and self._unsettled_frees[0][0] <= sequence:
                 self._on_freed(self._unsettled_frees.pop(0)[1])
