@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EFBIG, ENXIO
 from typing import Final
@@ -18,19 +18,30 @@ from vmfs.core.reaper import Reaper
 from vmfs.core.slowwrite import FILE_MAX_BYTES, SlowWriter
 from vmfs.core.space import Space
 from vmfs.core.state import Core
-from vmfs.core.transactions import Operation
+from vmfs.core.transactions import OPERATION_MAX_BLOCKS, Operation
 from vmfs.core.views import INHERITED
 from vmfs.fuse.contract import SEEK_DATA
 from vmfs.ondisk.node import ADDRESS_MASK, HOLE, POINTERS_PER_NODE, PUNCHED, STATE_MASK, UNWRITTEN, WRITTEN
 from vmfs.ondisk.orphans import OrphanKind
 
-STEP_BLOCKS: Final = POINTERS_PER_NODE  # per transaction: its leaves, and the groups of its blocks, fit one record
+# One transaction changes at most so many blocks, leaves of the map and groups: together they fit its share of a record,
+# with the nodes above new leaves and the chunks that those come from.
+STEP_BLOCKS: Final = POINTERS_PER_NODE
+STEP_LEAVES: Final = 4
+STEP_GROUPS: Final = OPERATION_MAX_BLOCKS // 4
 _GROUP_WAIT_SECONDS: Final = 1.0
-_ZEROS: Final = bytes(1 << 20)
+
+_Blocks = list[tuple[int, int]]
+"""(number, flattened pointer) each."""
 
 
 def _allocated(pointer: int) -> bool:
     return pointer & STATE_MASK in (WRITTEN, UNWRITTEN)
+
+
+def _own(pointer: int) -> bool:
+    """Whether the file has a block of its own there."""
+    return _allocated(pointer) and not pointer & INHERITED
 
 
 class FileOps:
@@ -72,11 +83,11 @@ class FileOps:
         """Set the file's size. OSError(EFBIG, EBUSY, ESTALE); NoSpace, DeviceError."""
         if size > FILE_MAX_BYTES:
             raise OSError(EFBIG, "files end at 4 EiB")
+        self._reaper.make_room()  # before the file's writers are held back: it may wait for one of its own removals
         with self.exclusive(number) as file:
             if size >= file.size:
                 self._grow(file, size)
             else:
-                self._reaper.make_room()
                 self._shrink(file, size)
 
     def _grow(self, file: OpenFile, size: int) -> None:
@@ -93,9 +104,14 @@ class FileOps:
     def _set_size(self, op: Operation, file: OpenFile, size: int) -> None:
         obj = self._core.store.inode(file.number)
         op.touch(obj)
-        obj.inode.size = size
+        before = file.size
+
+        def undo() -> None:
+            file.size = before
+
+        op.on_undo(undo)
+        obj.inode.size = file.size = size
         touch_times(self._core, obj.inode, modified=True)
-        file.size = size
 
     def _shrink(self, file: OpenFile, size: int) -> None:
         core = self._core
@@ -104,13 +120,15 @@ class FileOps:
         if edge and file.view.pointer(block) & INHERITED and file.view.pointer(block) & STATE_MASK == WRITTEN:
             self._slow.copy_up(file, block)
 
+        keep = -(-size // core.block_bytes)
+        shared = self._count_shared(file, keep)  # the gate is closed: it stays true
+
         def cut(op: Operation) -> InodeObject:
             obj = core.store.inode(file.number)
             self._set_size(op, file, size)
             inode = obj.inode
-            keep = -(-size // core.block_bytes)
             if inode.parent and keep < inode.inherit_limit:
-                inode.shared_blocks -= self._count_shared(file, keep)
+                inode.shared_blocks -= shared
                 inode.inherit_limit = keep
             self._reaper.add(op, inode, OrphanKind.TRIM)
             return obj
@@ -129,13 +147,17 @@ class FileOps:
 
     def _count_shared(self, file: OpenFile, first: int) -> int:
         """Blocks from `first` on that the file inherits."""
+        if not self._inodes.look(file.number).inode.parent:
+            return 0
         return sum(1 for b, p in self._mapped(file, first) if p & INHERITED and _allocated(p))
 
-    def _mapped(self, file: OpenFile, first: int) -> Iterator[tuple[int, int]]:
-        """(block, flattened pointer) of all blocks from `first` on that any layer says something of."""
+    def _mapped(self, file: OpenFile, first: int, last: int = 1 << 64) -> Iterator[tuple[int, int]]:
+        """(block, flattened pointer) of all blocks from `first` to before `last` that any layer says something of."""
         for index in self._indexes(file, first // POINTERS_PER_NODE):
             base = index * POINTERS_PER_NODE
-            for block in range(max(first, base), base + POINTERS_PER_NODE):
+            if base >= last:
+                return
+            for block in range(max(first, base), min(last, base + POINTERS_PER_NODE)):
                 pointer = file.view.pointer(block)
                 if pointer & STATE_MASK:
                     yield block, pointer
@@ -186,7 +208,7 @@ class FileOps:
 
     def _check_room(self, file: OpenFile, first: int, last: int) -> None:
         """Refuse at once what cannot fit, before anything is allocated. NoSpace."""
-        wanted = last - first - sum(1 for b, p in self._mapped(file, first) if b < last and p & STATE_MASK != PUNCHED)
+        wanted = last - first - sum(1 for _, p in self._mapped(file, first, last) if _allocated(p))
         if wanted > self._space.free_blocks():
             self._space.ensure(wanted)
 
@@ -198,8 +220,13 @@ class FileOps:
                 if not holes:
                     return
                 before = file.view.pointer(holes[0] - 1) if holes[0] else 0
-                own = _allocated(before) and not before & INHERITED
-                runs = core.groups.promise(len(holes), (before & ADDRESS_MASK) + core.block_bytes if own else 0)
+                goal = (before & ADDRESS_MASK) + core.block_bytes if _own(before) else 0
+                got = core.groups.promise(len(holes), goal)
+                some = set(sorted({r.group for r in got})[:STEP_GROUPS])
+                runs = [r for r in got if r.group in some]
+                for run in got:
+                    if run.group not in some:
+                        core.groups.take_back(run)
                 for run in runs:
                     core.groups.held[run.group].pins += 1
             try:
@@ -257,7 +284,7 @@ class FileOps:
         self._clear(number, offset, end, self._unwrite_blocks)
         self.allocate(number, offset, length, keep_size=keep_size)
 
-    def _clear(self, number: int, offset: int, end: int, blocks: Callable[[OpenFile, range], None]) -> None:
+    def _clear(self, number: int, offset: int, end: int, clear: Callable[[OpenFile, _Blocks], None]) -> None:
         size = self._core.block_bytes
         first, last = -(-offset // size), end // size
         with self.exclusive(number) as file:
@@ -269,18 +296,34 @@ class FileOps:
                 return
             self._zero(file, offset, first * size, limit=file.size)
             self._zero(file, last * size, end, limit=file.size)
-            mapped = [b for b, _ in self._mapped(file, first) if b < last]
-            for start in range(0, len(mapped), STEP_BLOCKS):
-                part = mapped[start : start + STEP_BLOCKS]
-                blocks(file, range(part[0], part[-1] + 1))
+            for part in self._steps(self._mapped(file, first, last)):
+                clear(file, part)
 
-    def _punch_blocks(self, file: OpenFile, blocks: range) -> None:
+    def _steps(self, blocks: Iterable[tuple[int, int]]) -> Iterator[_Blocks]:
+        """Cut blocks into what one transaction may change."""
+        part: _Blocks = []
+        leaves: set[int] = set()
+        groups: set[int] = set()
+        for block, pointer in blocks:
+            leaf = block // POINTERS_PER_NODE
+            group = self._core.geometry.group_of(pointer & ADDRESS_MASK)[0] if _own(pointer) else -1
+            full = len(part) == STEP_BLOCKS or len(leaves | {leaf}) > STEP_LEAVES or len(groups | {group}) > STEP_GROUPS
+            if full:
+                yield part
+                part, leaves, groups = [], set(), set()
+            part.append((block, pointer))
+            leaves.add(leaf)
+            groups.add(group)
+        if part:
+            yield part
+
+    def _punch_blocks(self, file: OpenFile, blocks: _Blocks) -> None:
         core = self._core
         with core.transactions.mutex:
             inode = core.store.inode(file.number).inode
-            old = [(b, p) for b in blocks if (p := file.view.pointer(b)) & STATE_MASK]
-            pairs = [(b, PUNCHED if inode.parent and b < inode.inherit_limit else HOLE) for b, _ in old]
-            own = [p & ADDRESS_MASK for _, p in old if not p & INHERITED and _allocated(p)]
+            pairs = [(b, PUNCHED if inode.parent and b < inode.inherit_limit else HOLE) for b, _ in blocks]
+        own = [p & ADDRESS_MASK for _, p in blocks if _own(p)]
+
         def action(op: Operation) -> None:
             core.groups.free(op, own)
             self._set_pointers(op, file, pairs)
@@ -291,14 +334,14 @@ class FileOps:
                 self._show(file, pairs)
                 return
         # Another host keeps a group in which blocks would be freed: zeros do as well, the space stays taken.
-        self._zero(file, blocks[0] * core.block_bytes, (blocks[-1] + 1) * core.block_bytes, limit=None)
+        for block, _ in blocks:
+            self._zero(file, block * core.block_bytes, (block + 1) * core.block_bytes, limit=None)
 
-    def _unwrite_blocks(self, file: OpenFile, blocks: range) -> None:
+    def _unwrite_blocks(self, file: OpenFile, blocks: _Blocks) -> None:
         """Own blocks become unwritten; inherited ones are hidden."""
         pairs = []
-        for block in blocks:
-            pointer = file.view.pointer(block)
-            if pointer & INHERITED and pointer & STATE_MASK:
+        for block, pointer in blocks:
+            if pointer & INHERITED:
                 pairs.append((block, PUNCHED))
             elif pointer & STATE_MASK == WRITTEN:
                 pairs.append((block, pointer & ADDRESS_MASK | UNWRITTEN))
