@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmfs.core.leased import LeasedIO
+from vmfs.errors import DamagedBlock
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES, BlockType
-from vmfs.ondisk.journal import HEADER_BLOCKS, Image, Record, parse_header, parse_record
+from vmfs.ondisk.journal import HEADER_BLOCKS, Image, Record, goes_on_behind, parse_header, parse_record
 
 log = logging.getLogger("vmfs.core")
 
@@ -27,7 +28,10 @@ class JournalPlace:
 
 
 def read_records(data: bytes, place: JournalPlace) -> list[Record]:
-    """The records that count, oldest first. Raises DamagedBlock when no header can be read."""
+    """The records that count, oldest first.
+
+    Raises DamagedBlock when no header can be read, or a record is damaged that others follow.
+    """
     view = memoryview(data)
     blocks = len(data) // METADATA_BLOCK_BYTES
     header = parse_header(view, place.address, place.volume, place.slot, blocks)
@@ -44,11 +48,17 @@ def read_records(data: bytes, place: JournalPlace) -> list[Record]:
             if found is not None:
                 break
         else:
-            return records
+            break
         record, length = found
         records.append(record)
         position = start + length if start + length < blocks else HEADER_BLOCKS
         sequence += 1
+    if goes_on_behind(
+        view, journal_address=place.address, volume=place.volume, incarnation=place.incarnation, sequence=sequence
+    ):
+        address = place.address + position * METADATA_BLOCK_BYTES
+        raise DamagedBlock(address, f"journal record {sequence} of slot {place.slot} is damaged; later ones are whole")
+    return records
 
 
 def images_to_write(records: list[Record], holds: Callable[[int, int], bool]) -> list[Image]:
@@ -80,7 +90,7 @@ def replay(io: LeasedIO, place: JournalPlace, holds: Callable[[int, int], bool])
     """Write what the journal holds in place and flush. Returns the number of blocks written.
 
     Raises:
-        DamagedBlock: the journal has no readable header.
+        DamagedBlock: the journal has no readable header, or a damaged record within.
         DeviceError: the storage failed; nothing is lost, replay can be tried again.
     """
     data = b"".join(

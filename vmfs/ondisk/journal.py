@@ -22,7 +22,8 @@ sequence), after the common header:
 
 Crash rules. A record counts only when every descriptor block and every image matches its checksum: the checksums are
 its commit mark, so one write and one flush commit it, torn or not. Records count from the header's sequence on without
-a gap; the first one that does not count ends the journal. Replay (rule R5 of docs/locking.md) drops an image older than
+a gap; the first one that does not count ends the journal, unless a part of a later one lies in the ring: a record is
+begun when the one before it has been flushed, so then the journal is damaged, and is not replayed. Replay (rule R5 of docs/locking.md) drops an image older than
 a revoke of its block, and an image whose lock the dead incarnation does not hold at that version any more. A lock
 address equal to the slot's own, with the incarnation as version, means: covered by the slot itself.
 
@@ -39,7 +40,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from vmfs.errors import DamagedBlock
-from vmfs.ondisk.header import METADATA_BLOCK_BYTES, BlockType, open_block, seal
+from vmfs.ondisk.header import MAGIC, METADATA_BLOCK_BYTES, BlockType, open_block, seal
 
 _HEADER: Final = struct.Struct("<QQI")
 _DESCRIPTOR: Final = struct.Struct("<HHHHIIII")
@@ -225,3 +226,23 @@ def parse_record(
         found.append(Image(address, lock, version, data))
     revoked = tuple(Revoke(a, lock, version) for a, lock, version, _ in entries[images:])
     return Record(slot, incarnation, sequence, tuple(found), revoked), total
+
+
+def goes_on_behind(ring: memoryview, *, journal_address: int, volume: bytes, incarnation: int, sequence: int) -> bool:
+    """Whether the journal holds any part of a record of that incarnation that is later than `sequence`.
+
+    A record is flushed before the next one is begun: so where a later one is, `sequence` was whole once.
+    """
+    size = METADATA_BLOCK_BYTES
+    for position in range(HEADER_BLOCKS, len(ring) // size):
+        block = ring[position * size : (position + 1) * size]
+        if bytes(block[: len(MAGIC)]) != MAGIC:
+            continue
+        try:
+            address = journal_address + position * size
+            header = open_block(block, BlockType.JOURNAL_DESCRIPTOR, address=address, volume=volume)
+        except DamagedBlock:
+            continue
+        if header.owner == incarnation and header.role > sequence:
+            return True
+    return False
