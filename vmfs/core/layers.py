@@ -8,8 +8,7 @@ counts its children; the last one to go takes the layer with it (see `vmfs.core.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from errno import EEXIST, EINVAL, EISDIR
 from typing import Final
 
@@ -67,21 +66,13 @@ class Cloner:
             above = self._inodes.look(source).inode
             if not above.is_regular or above.is_layer:
                 raise OSError(EISDIR if above.is_directory else EINVAL, "only regular files can be cloned")
-            if above.parent:
-                stack.enter_context(self._inodes.locked(above.parent))
-            stack.enter_context(self._quiet(source))
-            return self._space.run(lambda op: self._clone(op, source, parent, name, uid, gid, layer, place))
-
-    @contextmanager
-    def _quiet(self, number: int) -> Iterator[None]:
-        """Hold back this host's writers of a file; afterwards they see its new map."""
-        file = self._files.table.get(number)
-        if file is None or not file.owned:
-            yield
-            return
-        with file.slow_mutex, self._files.closed_gate(file):
-            yield
+            file = stack.enter_context(self._files.quiet(self._core, self._inodes, source, above.inode_generation))
+            below = self._inodes.look(source).inode.parent  # only now are others held back who clone it, too
+            if below:
+                stack.enter_context(self._inodes.locked(below))
+            made = self._space.run(lambda op: self._clone(op, source, parent, name, uid, gid, layer, place))
             file.view.reset()
+            return made
 
     def _clone(
         self, op: Operation, source: int, parent: int, name: bytes, uid: int, gid: int, layer: NewPlace, place: NewPlace

@@ -164,6 +164,21 @@ class OpenFiles:
         return fh
 
     @contextmanager
+    def quiet(self, core: Core, inodes: Inodes, number: int, generation: int) -> Iterator[OpenFile]:
+        """The file, open or not, with no write of this host's under way, nor begun by who opens it meanwhile.
+
+        The caller has its lock. Readers go on: what they know of the map is the caller's to reset.
+        """
+        with core.transactions.mutex:
+            file = self.get(core, inodes, number, generation)
+        try:
+            with file.slow_mutex, self.closed_gate(file):
+                yield file
+        finally:
+            with core.transactions.mutex:
+                self.put(file)
+
+    @contextmanager
     def closed_gate(self, file: OpenFile) -> Iterator[None]:
         """Hold back the file's writers: none is under way inside. The caller holds `slow_mutex`."""
         file.gated = True

@@ -167,18 +167,11 @@ class Reaper:
 
     def _trim_quietly(self, obj: InodeObject) -> None:
         """Trim a file that may be open here for writing, or may be opened meanwhile: its writers are held back."""
-        core = self._core
         key = obj.inode.number, obj.inode.inode_generation
-        with core.transactions.mutex:
-            file = self._files.get(core, self._inodes, *key)
-        try:
-            with file.slow_mutex, self._files.closed_gate(file):
-                if core.orphans.entries.get(key) == OrphanKind.TRIM:  # else whoever truncated it has done it by now
-                    self.trim(obj)
-                    file.view.reset()
-        finally:
-            with core.transactions.mutex:
-                self._files.put(file)
+        with self._files.quiet(self._core, self._inodes, *key) as file:
+            if self._core.orphans.entries.get(key) == OrphanKind.TRIM:  # else whoever truncated it has done it by now
+                self.trim(obj)
+                file.view.reset()
 
     def trim(self, obj: InodeObject) -> None:
         """Finish a truncation: nothing behind the end of the file stays, in blocks or in the last one.
