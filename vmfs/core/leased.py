@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
+from vmfs.clock import Clock
 from vmfs.devices.contract import ReadableBuffer
 from vmfs.devices.extents import ExtentSet
+from vmfs.errors import LeaseExpired
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 MERGE_MAX_BYTES = 1 << 20  # neighbouring metadata blocks go out in one write of at most this size
+_PATIENCE_POLL_SECONDS: Final = 0.02
 
 
 class Lease(Protocol):
@@ -17,6 +20,34 @@ class Lease(Protocol):
 
     def check(self) -> None:
         """Raise LeaseLost unless the lease holds now."""
+
+
+class PatientLease:
+    """The lease for what must not be given up half-way: where it has run out, waits until it is valid again.
+
+    Nothing is lost by that. A host that lost its lease and was not fenced meanwhile still has its slot, so its journal
+    and all its locks; and nothing is submitted before the lease is back.
+    """
+
+    def __init__(self, check: Callable[[], None], clock: Clock) -> None:
+        """`check` raises LeaseExpired for a lease that may come back, LeaseLost or MountClosing for one that cannot."""
+        self._check = check
+        self._clock = clock
+        self._patient = True
+
+    def check(self) -> None:
+        """Return when the lease is valid. Raises LeaseLost, MountClosing; LeaseExpired after `give_up`."""
+        while True:
+            try:
+                return self._check()
+            except LeaseExpired:
+                if not self._patient:
+                    raise
+            self._clock.sleep(_PATIENCE_POLL_SECONDS)
+
+    def give_up(self) -> None:
+        """Wait no longer: the mount is abandoned."""
+        self._patient = False
 
 
 class LeasedIO:

@@ -33,7 +33,7 @@ from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
 from vmfs.core.layers import Cloner
-from vmfs.core.leased import LeasedIO
+from vmfs.core.leased import LeasedIO, PatientLease
 from vmfs.core.makeinode import InodeMaker
 from vmfs.core.namespace import Namespace
 from vmfs.core.objects import OrphansObject
@@ -116,8 +116,10 @@ class MountedVolume:
         membership = self.membership
         holder = membership.holder
         io = LeasedIO(volume.extents, _Lease(membership))
+        self._patience = PatientLease(membership.check_lease, clock)
+        committing = LeasedIO(volume.extents, self._patience)  # a commit that is cut off is the end of the mount
         journal = Journal(
-            io, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
+            committing, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
         )  # fmt: skip
         journal.start()
@@ -125,7 +127,7 @@ class MountedVolume:
         groups = Groups(geometry, store, clock, sb.timers.quarantine_us / 1e6)
         slot_lock = geometry.slot_address(holder.slot)
         store.hold(slot_lock, holder.incarnation)
-        transactions = Transactions(io, journal, volume.uuid, sb.label, store.version, groups.on_settled)
+        transactions = Transactions(committing, journal, volume.uuid, sb.label, store.version, groups.on_settled)
         locks = LockManager(
             volume.extents, membership, clock,
             before_release=self._before_release,
@@ -266,6 +268,7 @@ class MountedVolume:
 
     def abandon(self) -> None:
         """End all threads and leave the slot as it is: the next mount recovers it."""
+        self._patience.give_up()
         self.reaper.stop()
         self.publisher.stop()
         self.core.transactions.fail("the mount was abandoned")

@@ -11,8 +11,8 @@ running transaction's images under the mutex, and then, outside of it and one co
 4. and lets the next flush, whoever asks for it, *settle* it: the blocks are durable in place, the record may be
    trimmed, freed blocks begin their quarantine, and the locks may be given up.
 
-A commit that fails leaves memory ahead of the disk with no way back: the mount fails as a whole, and every later
-operation raises what failed it.
+A commit during which the lease runs out waits for the lease to come back. One that fails leaves memory ahead of the
+disk with no way back: the mount fails as a whole, and every later operation raises what failed it.
 
 Locking: `mutex` guards all metadata objects and the running transaction; no I/O of another host's making is waited for
 under it. `_commit_lock` serialises commits; it is taken before `mutex`, never after.

@@ -1,0 +1,56 @@
+"""A lease that runs out for a moment, because the storage stalled, costs time and nothing else."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+
+from tests.core.ramhost import BLOCK, CONTEXT, RamHost, RamVolume
+from vmfs.errors import VmfsError
+from vmfs.fuse.contract import ROOT_ID
+
+STALL = r"the lease has run out|lease is valid again"
+
+
+def _lapse(host: RamHost) -> None:
+    """As after a stall: the next heartbeat, at most 0.2 s later, brings the lease back."""
+    host.volume.membership.lease_deadline = -math.inf
+
+
+@pytest.mark.expected_log(STALL)
+def test_a_commit_waits_for_the_lease(ram: RamVolume) -> None:
+    host = ram.host("esx1")
+    node, fh = host.create("disk")
+    host.write(fh, 0, b"\1" * BLOCK)
+    _lapse(host)
+    host.fs.fsync(CONTEXT, node, fh, False)
+    host.close(node, fh)
+    host.fs.mkdir(CONTEXT, ROOT_ID, b"later", 0o755)
+    assert host.core.transactions.failure is None
+
+
+@pytest.mark.expected_log(rf"{STALL}|mount failed")
+def test_a_mount_that_is_abandoned_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = RamVolume().host("esx1")
+    node, fh = host.create("disk")
+    host.write(fh, 0, b"\1" * BLOCK)
+    ended: list[BaseException] = []
+
+    def sync() -> None:
+        try:
+            host.fs.fsync(CONTEXT, node, fh, False)
+        except VmfsError as error:
+            ended.append(error)
+
+    monkeypatch.setattr(host.volume.membership, "_extend_lease", lambda keeper: None)
+    _lapse(host)
+    thread = threading.Thread(target=sync)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    host.volume.abandon()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert ended
