@@ -29,7 +29,7 @@ def _has_size(path: Path, size: int) -> Callable[[], bool]:
 
 
 def _lists(directory: Path, names: list[str]) -> Callable[[], bool]:
-    return _lists(directory, names)
+    return lambda: sorted(p.name for p in directory.iterdir()) == names
 
 
 def _fails(action: Callable[[], object], kind: type[OSError]) -> bool:
