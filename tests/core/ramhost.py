@@ -50,7 +50,10 @@ class RamHost:
         assert done == len(data)
 
     def read(self, fh: int, offset: int, length: int) -> bytes:
-        count = self.plane.read(fh, self._buffer, offset, length)
+        try:
+            count = self.plane.read(fh, self._buffer, offset, length)
+        except WouldBlock:
+            count = self.plane.read_slow(fh, self._buffer, offset, length)
         return bytes(self._buffer[:count])
 
     def clone(self, node: int, name: str) -> int:

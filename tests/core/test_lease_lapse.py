@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 
 import pytest
@@ -54,3 +55,25 @@ def test_a_mount_that_is_abandoned_waits_no_longer(monkeypatch: pytest.MonkeyPat
     thread.join(5)
     assert not thread.is_alive()
     assert ended
+
+
+@pytest.mark.expected_log(STALL)
+def test_reads_and_writes_wait_for_the_lease(ram: RamVolume) -> None:
+    host = ram.host("esx1")
+    node, fh = host.create("disk")
+    host.write(fh, 0, b"\1" * BLOCK)
+    for lapse in (True, False):
+        if lapse:
+            _lapse(host)
+        host.write(fh, 4096, b"\2" * 4096)  # in place
+        if lapse:
+            _lapse(host)
+        assert host.read(fh, 0, 8192) == b"\1" * 4096 + b"\2" * 4096
+        if lapse:
+            _lapse(host)
+        host.write(fh, 3 * BLOCK, b"\3" * 512)  # a block of its own
+    host.close(node, fh)
+    reader = host.open(node, os.O_RDONLY)
+    _lapse(host)
+    assert host.read(reader, 3 * BLOCK, 512) == b"\3" * 512
+    host.close(node, reader)

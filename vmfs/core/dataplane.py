@@ -17,7 +17,7 @@ from typing import Final
 from vmfs.core.openfile import OpenFile, OpenFiles
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
-from vmfs.errors import DamagedBlock, VmfsError
+from vmfs.errors import DamagedBlock, LeaseExpired, VmfsError
 from vmfs.fuse.contract import WOULD_BLOCK
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
 
@@ -26,6 +26,7 @@ log = logging.getLogger("vmfs.core")
 _OWN_WRITTEN: Final = 7  # state and INHERITED bits: see vmfs.core.views
 _ZEROS: Final = bytes(1 << 20)
 _BOOTTIME: Final = time.CLOCK_BOOTTIME
+_LEASE_POLL_SECONDS: Final = 0.02
 _STALE_RETRIES: Final = 8  # a reader whose map keeps growing too old under it (a LUN slower than that is broken)
 
 
@@ -65,16 +66,38 @@ class DataPlane:
         file = handle.file
         try:
             if file.owned:
+                began = time.clock_gettime(_BOOTTIME)
                 count = self._read(file, buf, offset, size)
-                if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+                now = time.clock_gettime(_BOOTTIME)
+                if now >= self._membership.lease_deadline:
                     self._membership.check_lease()
-                return count
+                if now - began <= self._validity:
+                    return count
             return self._read_shared(file, buf, offset, size)
+        except LeaseExpired:
+            raise WOULD_BLOCK from None
         except VmfsError as error:
-            log.error("volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error)
-            raise as_oserror(error) from error
+            raise self._failed_read(file, offset, error) from error
 
-    read_slow = read
+    def read_slow(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
+        """As `read`, on a control thread: waits for a lease that comes back."""
+        handle = self._handles.get(fh)
+        if handle is None:
+            raise OSError(EBADF, f"no open file {fh}")
+        file = handle.file
+        try:
+            return self._patiently(lambda: self._read_shared(file, buf, offset, size))
+        except VmfsError as error:
+            raise self._failed_read(file, offset, error) from error
+
+    def _patiently(self, action: Callable[[], int]) -> int:
+        """Do again what found no lease, as long as the lease may come back."""
+        while True:
+            try:
+                return action()
+            except LeaseExpired:
+                self._core.transactions.check()
+            self._core.clock.sleep(_LEASE_POLL_SECONDS)
 
     def _read(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
         left = file.size - offset
@@ -124,11 +147,13 @@ class DataPlane:
         return size
 
     def _read_shared(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
-        """A reader without the file's lock: what it read counts only if its map was validated late enough (R8)."""
+        """What was read counts only if the map was validated late enough (R8): a block that was freed since then, here
+        or by another host, may be another file's by now. While the file is owned its map is valid at any time."""
         problem: DamagedBlock | None = None
         for _ in range(_STALE_RETRIES):
+            began = self._core.clock.now() if file.owned else None
             file.refresh()
-            since = file.since
+            since = file.since if began is None else began
             try:
                 count = self._read(file, buf, offset, size)
             except DamagedBlock as error:
@@ -137,7 +162,7 @@ class DataPlane:
                 file.expire()
                 continue
             self._membership.check_lease()
-            if file.owned or self._core.clock.now() - since <= self._validity:
+            if self._core.clock.now() - since <= self._validity:
                 return count
             file.expire()
         if problem is not None:
@@ -160,7 +185,7 @@ class DataPlane:
             if self._write_in_place(file, buf, offset, size):
                 return size
             self._slow.write(file, buf[:size], offset, may_wait=False)
-        except NeedRoom:
+        except (NeedRoom, LeaseExpired):
             raise WOULD_BLOCK from None
         except VmfsError as error:
             raise self._failed_write(file, offset, error) from error
@@ -219,15 +244,20 @@ class DataPlane:
         return True
 
     def write_slow(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
-        """As `write`, on a control thread: may wait."""
+        """As `write`, on a control thread: may wait, for room and for a lease that comes back."""
         handle = self._handles.get(fh)
         if handle is None or not handle.writes:
             raise OSError(EBADF, f"no file open for writing {fh}")
+        file = handle.file
+
+        def write() -> int:
+            self._slow.write(file, buf[:size], offset, may_wait=True)
+            return size
+
         try:
-            self._slow.write(handle.file, buf[:size], offset, may_wait=True)
+            return self._patiently(write)
         except VmfsError as error:
-            raise self._failed_write(handle.file, offset, error) from error
-        return size
+            raise self._failed_write(file, offset, error) from error
 
     def append(self, fh: int, buf: memoryview, size: int) -> int:
         """Write at the file's end; returns where that was. May wait."""
@@ -235,7 +265,7 @@ class DataPlane:
         if handle is None or not handle.writes:
             raise OSError(EBADF, f"no file open for writing {fh}")
         try:
-            return self._slow.append(handle.file, buf[:size])
+            return self._patiently(lambda: self._slow.append(handle.file, buf[:size]))
         except VmfsError as error:
             raise self._failed_write(handle.file, handle.file.size, error) from error
 
@@ -244,6 +274,10 @@ class DataPlane:
         handle = self._handles.get(fh)
         if handle is not None and handle.file.setid:
             self._kill_setid(handle.file.number)
+
+    def _failed_read(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
+        log.error("volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error)
+        return as_oserror(error)
 
     def _failed_write(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
         log.error("volume %s: write to inode %d at %d: %s", self._core.name, file.number, offset, error)

@@ -304,7 +304,7 @@ class FileSystem:
         done = 0
         while done < min(copy.length, COPY_MAX_BYTES):
             want = min(_COPY_STEP, copy.length - done)
-            count = plane.read(copy.fh_in, memory, copy.offset_in + done, want)
+            count = plane.read_slow(copy.fh_in, memory, copy.offset_in + done, want)
             if not count:
                 break
             try:
