@@ -22,6 +22,7 @@ from datarecovery.errors import EXIT_INTERRUPTED, DataRecoveryError, from_os_err
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="azekura", prog_name="datarecovery")
 def cli() -> None:
     """Back up virtual machines' disks into a deduplicating store, and restore them.
 

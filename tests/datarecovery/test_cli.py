@@ -77,6 +77,10 @@ def test_exit_codes(run: Run, tmp_path: Path) -> None:
     assert "is damaged" in run("list", "--store", folder, check=3).stderr
 
 
+def test_version(run: Run) -> None:
+    assert re.fullmatch(r"datarecovery, version \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples(run: Run, command: tuple[str, ...]) -> None:
     text = run(*command, "--help").stdout

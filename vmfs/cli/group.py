@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
             raise reported(error) from error
 
 
-@click.group("vmfsctl", cls=LazyGroup)
+@click.group("vmfsctl", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="azekura", prog_name="vmfsctl")
 @click.option("--debug", is_flag=True, help="Say more on standard error, and show where an internal error came from.")
 @click.pass_obj
