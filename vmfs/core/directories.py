@@ -98,7 +98,7 @@ def list_from(
         bucket, bits = bucket_of(inode, hash_)
         found: list[tuple[int, Entry]] = []
         for _, block in _blocks(inode, source, read, bucket):
-            for entry in block.entries.values():
+            for entry in list(block.entries.values()):  # a clone may be entered while its directory is read
                 found.append((_reverse(entry.hash & ((1 << COOKIE_HASH_BITS) - 1), COOKIE_HASH_BITS), entry))
         found.sort(key=lambda item: (item[0], item[1].hash, item[1].name))
         ordinal, before = 0, -1

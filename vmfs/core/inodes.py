@@ -37,6 +37,7 @@ _FROZEN_INODES_MAX: Final = 1024
 _LOOSE_INODES_MAX: Final = 4096
 _DAMAGED_MAX: Final = 1024  # 4 MiB of blocks that stayed damaged
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -88,9 +89,7 @@ class FrozenNodes:
             if found is not None:
                 return found
             found = self._inodes.read_node(address, map_id, level, index)
-            if len(self._kept) >= _FROZEN_NODES_MAX:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[key] = found
+            self._inodes.keep(self._kept, key, found, _FROZEN_NODES_MAX)
         return found
 
 
@@ -100,6 +99,8 @@ class Inodes:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._loose: dict[int, Seen] = {}
+        self._epoch = 0
+        """Grows with every `forget`: what was read before one is not believed after it."""
         self._frozen: dict[tuple[int, int], Inode] = {}
         # Blocks that stayed damaged, by address: whoever reads the same bytes again need not wait for a writer.
         self._damaged: dict[int, bytes] = {}
@@ -166,6 +167,7 @@ class Inodes:
         lock = self.lock_address(number)
         with core.transactions.mutex:
             now = core.clock.now()
+            epoch = self._epoch
             if core.store.holds(lock):
                 obj = core.store.inode(number)
                 if not obj.inode.in_use:
@@ -182,13 +184,15 @@ class Inodes:
         with core.transactions.mutex:
             if len(self._loose) >= _LOOSE_INODES_MAX:
                 self._loose.clear()
-            self._loose[number] = seen
+            if epoch == self._epoch:  # else this host may have changed it since, and must see that
+                self._loose[number] = seen
         return seen
 
     def forget(self, number: int) -> None:
         """Believe no more what was read without the lock: it is held now, or was."""
         with self._core.transactions.mutex:
             self._loose.pop(number, None)
+            self._epoch += 1
 
     def read_again(self, address: int, parse: Callable[[bytes], T]) -> T:
         """Read and parse a block that another host may be writing; DamagedBlock only when it stays damaged."""
@@ -254,9 +258,7 @@ class Inodes:
                 found = self.read_again(
                     address, lambda block: self._as_layer(inode_format.parse(block, number, volume), generation)
                 )
-            if len(self._frozen) >= _FROZEN_INODES_MAX:
-                self._frozen.pop(next(iter(self._frozen)), None)
-            self._frozen[key] = found
+            self.keep(self._frozen, key, found, _FROZEN_INODES_MAX)
         return found
 
     @staticmethod
@@ -265,6 +267,13 @@ class Inodes:
             address = inode_format.inode_address(inode.number)
             raise DamagedBlock(address, "is not the layer that a file names its parent")
         return inode
+
+    def keep(self, cache: dict[K, T], key: K, value: T, most: int) -> None:
+        """Put what never changes into a cache of at most `most` entries: the oldest one goes."""
+        with self._core.transactions.mutex:
+            if len(cache) >= most:
+                del cache[next(iter(cache))]
+            cache[key] = value
 
     def frozen_in_store(self, address: int, map_id: int) -> array[int] | None:
         """A node of a layer that this host has just frozen, and that may not be on the disk yet."""

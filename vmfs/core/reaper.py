@@ -131,7 +131,7 @@ class Reaper:
                     self.finish(number, generation, kind)
                 except OSError as error:
                     if error.errno not in (EBUSY, ESTALE):
-                        raise
+                        log.error("volume %s: removing inode %d: %s", self._core.name, number, error)
                 except (LeaseLost, MountFailed):
                     raise
                 except VmfsError as error:
@@ -222,13 +222,13 @@ class Reaper:
     def _remove_inode(self, op: Operation, obj: InodeObject) -> None:
         core = self._core
         inode = obj.inode
+        self._forget(op, inode.number, inode.inode_generation)  # first: its place on the list may be its layer's
         if inode.parent:
             above = self._inodes.owned(inode.parent, inode.parent_generation)
             op.touch(above)
             above.inode.children -= 1
             if not above.inode.children:
                 self.add(op, above.inode, OrphanKind.REMOVE)
-        self._forget(op, inode.number, inode.inode_generation)
         group, _ = core.geometry.group_of(obj.address)
         op.touch(obj)
         core.groups.free_inode(op, obj, group)

@@ -58,12 +58,17 @@ class Store:
 
     def put(self, obj: MetaObject) -> None:
         """Keep an object. Its lock is held."""
+        before = self._objects.get(obj.address)
+        if before is not None and before is not obj:
+            self.remove(before)  # under another lock, perhaps: to give that one up must not take this object along
         self._objects[obj.address] = obj
         self._by_lock.setdefault(obj.lock, set()).add(obj.address)
 
     def remove(self, obj: MetaObject) -> None:
         """Forget one object."""
-        self._objects.pop(obj.address, None)
+        if self._objects.get(obj.address) is not obj:
+            return
+        del self._objects[obj.address]
         covered = self._by_lock.get(obj.lock)
         if covered is not None:
             covered.discard(obj.address)
