@@ -24,6 +24,7 @@ from vmfs.core.groups import Run
 from vmfs.core.inodes import Inodes, stale
 from vmfs.core.state import BELIEVE_SECONDS, Core
 from vmfs.core.views import View
+from vmfs.core.writeranges import WriteRanges
 
 _DRAIN_POLL_SECONDS: Final = 0.0002  # a write of 4 KiB takes about as long
 
@@ -56,8 +57,9 @@ class OpenFile:
         self.version = -1
         self.reserve: list[Run] = []
         """Promised blocks for the next writes at the end of the file. Guarded by the control mutex."""
-        self.slow_mutex = threading.Lock()
-        """Held by a write that changes the map, and by whoever freezes the file. Taken before the control mutex."""
+        self.slow_mutex = WriteRanges()
+        """Held, for its blocks, by a write that changes the map; whole by one that changes the size, and by whoever
+        freezes the file. Taken before the control mutex."""
         self.refresh_mutex = threading.Lock()
 
     def _load(self, index: int) -> array[int]:

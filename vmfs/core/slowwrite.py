@@ -52,7 +52,7 @@ class _Piece:
 
 
 class SlowWriter:
-    """Writes under a file's `slow_mutex`."""
+    """Writes under a file's `slow_mutex`: of the blocks in question inside the file, of the whole file else."""
 
     def __init__(self, core: Core, files: OpenFiles, space: Space) -> None:
         self._core = core
@@ -67,8 +67,9 @@ class SlowWriter:
             raise OSError(EFBIG, "files end at 4 EiB")
         while True:
             try:
-                with file.slow_mutex:
-                    self._write(file, data, offset)
+                if not self._write_beside_others(file, data, offset):
+                    with file.slow_mutex:
+                        self._write(file, data, offset)
                 return
             except NeedRoom as need:
                 if not may_wait:
@@ -134,6 +135,18 @@ class SlowWriter:
         self.zero_in_block(pointer & ADDRESS_MASK, low, core.block_bytes)
 
     # -- one write, `slow_mutex` held --------------------------------------------------------------
+
+    def _write_beside_others(self, file: OpenFile, data: memoryview, offset: int) -> bool:
+        """Write whole sectors inside the file, next to writes of its other blocks; False for any other write."""
+        end = offset + len(data)
+        if (offset | end) & (self._sector - 1):
+            return False
+        size = self._core.block_bytes
+        with file.slow_mutex.blocks(offset // size, (end - 1) // size):
+            if end > file.size:  # which changes under the whole file's mutex only
+                return False
+            self._write(file, data, offset)
+        return True
 
     def _write(self, file: OpenFile, data: memoryview, offset: int) -> None:
         core = self._core
