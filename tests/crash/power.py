@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -168,6 +169,8 @@ def power_cut_round(
     seed: int, *, acks: int = ACKS, moment: Moment | None = None, plan: FaultPlan | None = None
 ) -> Outcome:
     """Load, cut, check, remount, compare, check. `plan`: other faults, until the load has done its part."""
+    # The parts of a mount refer to each other in circles, and the collector does not see the memory of their devices.
+    gc.collect()
     rng = random.Random(seed)
     moment = moment or rng.choice(list(Moment))
     ram = new_volume(rng)

@@ -19,7 +19,6 @@ from vmfs.fuse.contract import (
     RENAME_NOREPLACE,
     ROOT_ID,
     SEEK_DATA,
-    WOULD_BLOCK,
     Attr,
     AttrReply,
     Context,
@@ -32,6 +31,7 @@ from vmfs.fuse.contract import (
     OpenReply,
     SetAttr,
     Statfs,
+    WouldBlock,
     cache_policy,
 )
 
@@ -181,12 +181,12 @@ class RamFs:
 
     def read(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
         if self.would_block:
-            raise WOULD_BLOCK
+            raise WouldBlock
         return self.read_slow(fh, buf, offset, size)
 
     def write(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
         if self.would_block:
-            raise WOULD_BLOCK
+            raise WouldBlock
         return self.write_slow(fh, buf, offset, size)
 
     def read_slow(self, fh: int, buf: memoryview, offset: int, size: int) -> int:

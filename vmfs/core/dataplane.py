@@ -18,7 +18,7 @@ from vmfs.core.openfile import OpenFile, OpenFiles
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
 from vmfs.errors import DamagedBlock, LeaseExpired, VmfsError
-from vmfs.fuse.contract import WOULD_BLOCK
+from vmfs.fuse.contract import WouldBlock
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
 
 log = logging.getLogger("vmfs.core")
@@ -75,7 +75,7 @@ class DataPlane:
                     return count
             return self._read_shared(file, buf, offset, size)
         except LeaseExpired:
-            raise WOULD_BLOCK from None
+            raise WouldBlock from None
         except VmfsError as error:
             raise self._failed_read(file, offset, error) from error
 
@@ -186,7 +186,7 @@ class DataPlane:
                 return size
             self._slow.write(file, buf[:size], offset, may_wait=False)
         except (NeedRoom, LeaseExpired):
-            raise WOULD_BLOCK from None
+            raise WouldBlock from None
         except VmfsError as error:
             raise self._failed_write(file, offset, error) from error
         return size
@@ -199,7 +199,7 @@ class DataPlane:
         try:
             if file.gated:
                 busy[thread] = None
-                raise WOULD_BLOCK
+                raise WouldBlock
             if self._transactions.failure is not None:
                 self._transactions.check()
             inner = offset & self._mask

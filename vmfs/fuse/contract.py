@@ -73,7 +73,6 @@ __all__ = [
     "ROOT_ID",
     "SEEK_DATA",
     "SEEK_HOLE",
-    "WOULD_BLOCK",
     "Attr",
     "AttrReply",
     "Context",
@@ -151,11 +150,9 @@ class WouldBlock(Exception):
 
     The session repeats the call on a control thread as `read_slow` or `write_slow`, so that a few writes that
     wait for space (another host's answer takes seconds) do not hold the threads that serve everybody's I/O.
-    Raise it before anything was changed. The ready-made `WOULD_BLOCK` costs no construction.
+    Raise it before anything was changed, and make a new one each time: one that is kept keeps the frames, and with
+    them the memory, of wherever it was raised.
     """
-
-
-WOULD_BLOCK = WouldBlock()
 
 
 class DataPlane(Protocol):
