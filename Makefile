@@ -4,7 +4,7 @@ VENV := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint
+.PHONY: help setup demo test soak bench lint as-root
 
 help: ## say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1 \2/p' Makefile | awk '{ printf "%s %-8s", $$1, $$2; $$1 = $$2 = ""; print }'
@@ -12,24 +12,22 @@ help: ## say what there is
 setup: ## install what is missing (apt, .venv, the demo's guest); quick when nothing is
 	@scripts/setup.sh
 
-demo: setup ## carry one virtual machine through the whole product, in under five minutes
-	@$(call require-root,mounting)
+demo: as-root setup ## carry one virtual machine through the whole product, in under five minutes
 	@$(VENV)/python -m demo.run
 
-test: setup lint ## check style and types, run every test but the long ones
-	@$(call require-root,mounting)
+test: as-root setup lint ## check style and types, run every test but the long ones
 	@$(VENV)/pytest -m "not soak"
 
-soak: setup ## run the long randomised tests (hours)
-	@$(call require-root,mounting)
+soak: as-root setup ## run the long randomised tests (hours)
 	@$(VENV)/pytest -m soak --timeout=0
 
-bench: setup ## measure, and write docs/benchmarks.md
-	@$(call require-root,mounting)
+bench: as-root setup ## measure, and write docs/benchmarks.md
 	@for runner in $$(grep -l __main__ benchmarks/*.py); do echo "$$runner"; PYTHONPATH=. $(VENV)/python "$$runner"; done
 
 lint: setup ## check style and types only
 	@$(VENV)/ruff check
 	@$(VENV)/mypy
 
-require-root = [ "$$(id -u)" = 0 ] || { echo "make $@: $(1) needs root; run 'sudo make $@'" >&2; exit 1; }
+# Asked first: nobody should wait for a setup to be told then.
+as-root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS): mounting needs root; run 'sudo make $(MAKECMDGOALS)'" >&2; exit 1; }

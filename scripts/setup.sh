@@ -99,7 +99,8 @@ mapfile -t missing < <(missing_packages)
 python=$(find_python) || python=
 ! everything_is_there || exit 0
 
-mkdir -p .cache
+mkdir -p .cache 2>/dev/null || true
+[ -w .cache ] || give_up "$PWD is not yours to write to: run this as its owner, or as root"
 exec 9>.cache/setup.lock
 flock 9
 if [ ${#missing[@]} != 0 ] || [ -z "$python" ]; then
