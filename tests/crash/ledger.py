@@ -25,16 +25,20 @@ class FileModel:
     def __init__(self) -> None:
         self.sizes: list[int] = [0]
         self._sectors: dict[int, list[bytes]] = {}
+        self._growths: list[range] = []
 
     @property
     def size(self) -> int:
         return self.sizes[-1]
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Data is about to be written."""
+    def write(self, offset: int, data: bytes, *, whole: bool = True) -> None:
+        """Data is about to be written; not `whole`: the kernel may cut the write into several."""
         self._patch(offset, data)
-        if offset + len(data) > self.size:
-            self.sizes.append(offset + len(data))
+        end = offset + len(data)
+        if end > self.size:
+            if not whole:
+                self._growths.append(range(max(offset, self.size), end))
+            self.sizes.append(end)
 
     def clear(self, offset: int, length: int) -> None:
         """A range is about to be punched or zeroed; the size stays."""
@@ -51,6 +55,7 @@ class FileModel:
     def synced(self) -> None:
         """An fsync has been acknowledged: what is there now stays."""
         self.sizes = [self.size]
+        self._growths = []
         self._sectors = {n: seen[-1:] for n, seen in self._sectors.items() if seen[-1] != _ZEROS}
 
     def copy(self) -> FileModel:
@@ -60,17 +65,9 @@ class FileModel:
         other._sectors = {n: seen[-1:] for n, seen in self._sectors.items() if seen[-1] != _ZEROS}
         return other
 
-    def now(self) -> bytes:
-        """The content without a crash."""
-        content = bytearray(self.size)
-        for number, seen in self._sectors.items():
-            part = seen[-1][: max(0, self.size - number * SECTOR)]
-            content[number * SECTOR : number * SECTOR + len(part)] = part
-        return bytes(content)
-
     def problem(self, content: bytes) -> str | None:
         """What of `content`, read after a crash, may not be; None when all of it may."""
-        if len(content) not in self.sizes:
+        if len(content) not in self.sizes and not any(len(content) in growth for growth in self._growths):
             return f"its size is {len(content)}, not one of {sorted(set(self.sizes))}"
         rest = bytearray(content)
         for number, seen in self._sectors.items():

@@ -139,7 +139,7 @@ class Worker:
     def put_at(self, path: str, offset: int, length: int) -> None:
         """Write to an open file."""
         data = self._data(length)
-        self.ledger.files[path].write(offset, data)
+        self.ledger.files[path].write(offset, data, whole=self._port.writes_whole)
         self._port.write(self._handles[path], offset, data)
 
     def put(self, path: str) -> None:
@@ -213,7 +213,7 @@ class Worker:
         self._port.unlink(path)
         handle = self._handles.pop(path)
         offset, data = self._random.randrange(NEAR_BYTES), self._data(LONGEST_WRITE)
-        model.write(offset, data)  # it may have another name
+        model.write(offset, data, whole=self._port.writes_whole)  # it may have another name
         self._port.write(handle, offset, data)
         self._port.fsync(handle, data_only=False)
         self.ledger.file_synced(model)
@@ -326,8 +326,15 @@ class Load:
         ended = [(w.doing, w.failure) for w in self.workers]
         assert all(isinstance(failure, (OSError, VmfsError)) for _, failure in ended), f"not the crash: {ended}"
 
+    def wait(self) -> None:
+        """Wait for the workers after `stopped` was set, without a crash. Raises what one of them failed with."""
+        for worker, thread in zip(self.workers, self._threads, strict=True):
+            thread.join()
+            if worker.failure is not None:
+                raise worker.failure
+
     def close(self) -> None:
-        """Let go of the files that are open on the dead mount."""
+        """Let go of the files that are open, on a dead mount perhaps."""
         for worker in self.workers:
             worker.let_go()
 

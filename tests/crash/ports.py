@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
+from errno import EIO
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,9 @@ _ROOT = Context(0, 0, os.getpid())
 class Port(Protocol):
     """What the load does. Paths are relative to the volume's root. A failure is an OSError or a VmfsError."""
 
+    writes_whole: bool
+    """Whether a write is one to the file system, too."""
+
     def mkdir(self, path: str) -> None: ...
     def create(self, path: str) -> int:
         """Create a file and open it; returns a handle."""
@@ -54,6 +58,8 @@ class Port(Protocol):
 
 class DirectPort:
     """Calls a mount's operations and data plane as the FUSE session does, with the kernel left out."""
+
+    writes_whole = True
 
     def __init__(self, mounted: MountedVolume) -> None:
         self._mounted = mounted
@@ -150,6 +156,7 @@ class DirectPort:
 class KernelPort:
     """System calls on a mount point."""
 
+    writes_whole = False
     _libc = ctypes.CDLL(None, use_errno=True)
 
     def __init__(self, mountpoint: Path) -> None:
@@ -169,7 +176,8 @@ class KernelPort:
         return os.open(self._path(path), os.O_RDWR)
 
     def write(self, handle: int, offset: int, data: bytes) -> None:
-        assert os.pwrite(handle, data, offset) == len(data)
+        if os.pwrite(handle, data, offset) != len(data):
+            raise OSError(EIO, "a short write: its mount died half-way")
 
     def fsync(self, handle: int, *, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(handle)
