@@ -25,6 +25,7 @@ from vmfs.core.inodes import Inodes, stale
 from vmfs.core.state import BELIEVE_SECONDS, Core
 from vmfs.core.views import View
 from vmfs.core.writeranges import WriteRanges
+from vmfs.ondisk.orphans import OrphanKind
 
 _DRAIN_POLL_SECONDS: Final = 0.0002  # a write of 4 KiB takes about as long
 
@@ -145,9 +146,14 @@ class OpenFiles:
     next_fh: int = 1
 
     def get(self, core: Core, inodes: Inodes, number: int, generation: int) -> OpenFile:
-        """The open file of an inode, made when it is not open; give it back with `put`. The control mutex is held."""
+        """The open file of an inode, made when it is not open; give it back with `put`. The control mutex is held.
+
+        OSError(ESTALE) for one that is being removed: nobody who had it open is left, and its blocks go.
+        """
         file = self.table.get(number)
         if file is None or file.generation != generation:
+            if core.orphans.entries.get((number, generation)) == OrphanKind.REMOVE:
+                raise stale(number)
             file = self.table[number] = OpenFile(core, inodes, number, generation)
         file.handles += 1
         return file

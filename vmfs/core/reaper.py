@@ -150,11 +150,12 @@ class Reaper:
             with core.transactions.mutex:
                 obj = core.store.inode(number)
                 same = obj.inode.in_use and obj.inode.inode_generation == generation
+                is_open = number in self._files.table  # if not, nobody opens it any more: see OpenFiles.get
             if not same:
                 self._space.run(lambda op: self._forget(op, number, generation), units=0)
             elif kind == OrphanKind.TRIM:
                 self._trim_quietly(obj)
-            elif number not in self._files.table:
+            elif not is_open:
                 self._remove(obj)
 
     def _remove(self, obj: InodeObject) -> None:
