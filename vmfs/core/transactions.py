@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from vmfs.core.journal import Journal
 from vmfs.core.leased import LeasedIO
 from vmfs.core.objects import MetaObject
-from vmfs.errors import VmfsError
+from vmfs.errors import DeviceError, DeviceGone, VmfsError
 from vmfs.ondisk.journal import Image, Revoke
 
 log = logging.getLogger("vmfs.core")
@@ -220,7 +220,12 @@ class Transactions:
         self.check()
         if self.covers(lock) and self.commit():
             return
-        self._io.flush()
+        try:
+            self._io.flush()
+        except (DeviceError, DeviceGone) as error:
+            # The storage may have dropped what it was to flush, and the next flush would say nothing of it.
+            self.fail(str(error))
+            raise
         self.check()  # a commit that failed meanwhile covers nothing any more, and was not a success
 
     def settle(self) -> None:
