@@ -21,7 +21,7 @@ from typing import Final
 
 from vmfs.cluster.locktable import Tenure
 from vmfs.core.groups import Run
-from vmfs.core.inodes import Inodes, stale
+from vmfs.core.inodes import Inodes, Seen, stale
 from vmfs.core.state import BELIEVE_SECONDS, Core
 from vmfs.core.views import View
 from vmfs.core.writeranges import WriteRanges
@@ -35,7 +35,7 @@ class OpenFile:
 
     __slots__ = (
         "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned", "refresh_mutex", "reserve",
-        "setid", "since", "size", "slow_mutex", "touched", "version", "view", "writers",
+        "seen", "setid", "since", "size", "slow_mutex", "touched", "version", "view", "writers",
     )  # fmt: skip
 
     def __init__(self, core: Core, inodes: Inodes, number: int, generation: int) -> None:
@@ -56,6 +56,8 @@ class OpenFile:
         """Written in place since the times were last set."""
         self.since = -1e18
         self.version = -1
+        self.seen: Seen | None = None
+        """The inode that readers without the lock have validated; the view's leaves are its own."""
         self.reserve: list[Run] = []
         """Promised blocks for the next writes at the end of the file. Guarded by the control mutex."""
         self.slow_mutex = WriteRanges()
@@ -64,13 +66,20 @@ class OpenFile:
         self.refresh_mutex = threading.Lock()
 
     def _load(self, index: int) -> array[int]:
-        return self._inodes.flat_leaf(self._inodes.look(self.number), index)
+        # Not of an inode looked at anew: that may be another file's by now, and its age is not `since`.
+        seen = self.seen
+        if self.owned or seen is None:
+            seen = self._inodes.look(self.number)
+            if seen.inode.inode_generation != self.generation:
+                raise stale(self.number)
+        return self._inodes.flat_leaf(seen, index)
 
     def start_writing(self) -> None:
         """One more writer, whose pin keeps the lock; the control mutex is held. OSError(ESTALE): removed."""
         if not self.writers:
             inode = self._inodes.owned(self.number, self.generation).inode
             self.view.reset()
+            self.seen = None
             self.size = inode.size
             self.version = inode.version
             self.setid = bool(inode.mode & (stat.S_ISUID | stat.S_ISGID))
@@ -111,6 +120,7 @@ class OpenFile:
                 if seen.inode.version != self.version:
                     self.view.reset()
                     self.version = seen.inode.version
+                self.seen = seen
                 self.size = seen.inode.size
                 self.since = seen.since
 
