@@ -276,7 +276,7 @@ class LockManager:
                     self.unpin(tenure)
                 raise
             self._clock.sleep(self._random.uniform(0.0, slice_s))
-            slice_s = min(1.0, slice_s * 1.5)
+            slice_s = min(MANY_SLICE_MAX_S, slice_s * 1.5)
 
     # -- letting go ---------------------------------------------------------------------------------------------
 

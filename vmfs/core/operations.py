@@ -261,15 +261,17 @@ class FileSystem:
         if handle is None:
             return
         file = handle.file
-        if handle.tenure is not None:
-            try:
+        try:
+            if handle.tenure is not None:
                 self._attributes.set_times(file)
-            finally:
-                with core.transactions.mutex:
+        finally:
+            with core.transactions.mutex:
+                if handle.tenure is not None:
                     file.end_writing()
+                self._files.put(file)
+            if handle.tenure is not None:
                 core.locks.unpin(handle.tenure)
         with core.transactions.mutex:
-            self._files.put(file)
             if not file.handles and (file.number, file.generation) in core.orphans.entries:
                 self._reaper.kick()
 
