@@ -20,7 +20,7 @@ from vmfs.core.makeinode import InodeMaker, NewPlace
 from vmfs.core.objects import InodeObject
 from vmfs.core.reaper import Reaper
 from vmfs.core.space import Space
-from vmfs.core.state import Core
+from vmfs.core.state import DIRECTORY_WAIT_SECONDS, Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import DamagedBlock
 from vmfs.ondisk.directory import NAME_MAX_BYTES, Entry
@@ -148,7 +148,7 @@ class Namespace:
         check_name(name)
         if len(new.target) > TAIL_MAX_BYTES:
             raise OSError(ENAMETOOLONG, f"a symbolic link's target has at most {TAIL_MAX_BYTES} bytes")
-        with self._maker.place() as place, self._inodes.locked(parent):
+        with self._maker.place() as place, self._inodes.locked(parent, wait=DIRECTORY_WAIT_SECONDS):
             obj = self._space.run(lambda op: self._make(op, parent, name, new, place))
             return obj.inode
 

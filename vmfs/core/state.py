@@ -29,6 +29,9 @@ KERNEL_CACHE_SECONDS: Final = 0.3
 # milliseconds; what is held longer is held for an open file.
 LOCK_WAIT_SECONDS: Final = 1.0
 
+# A directory is never held for an open file: hosts that change it take turns, and a busy machine's turns are long.
+DIRECTORY_WAIT_SECONDS: Final = 10.0
+
 
 @dataclass(slots=True)
 class Core:
