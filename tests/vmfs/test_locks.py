@@ -102,7 +102,9 @@ def test_the_locks_of_a_killed_host_are_recovered(datastore: Datastore, same_mac
     disk = os.open(one / "dir" / "disk", os.O_RDWR | os.O_CREAT)  # open when its host dies
     os.write(disk, b"a" * 3 * _MIB)
     for i in range(50):
-        (one / "dir" / f"f{i}").write_bytes(b"%d" % i)
+        with (one / "dir" / f"f{i}").open("wb", buffering=0) as file:
+            file.write(b"%d" % i)
+            os.fsync(file)  # closing alone promises nothing about a crash
     os.fsync(disk)
     folder = os.open(one / "dir", os.O_RDONLY)
     os.fsync(folder)
