@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Final
 
 from vmfs.clock import Clock
 from vmfs.core.objects import ChunkObject, GroupObject, InodeObject
@@ -25,6 +26,10 @@ from vmfs.ondisk.chunk import ChunkHead
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 log = logging.getLogger("vmfs.core")
+
+# Requests name an inode by its number alone. For so long beyond the quarantine another host, or its kernel, may take a
+# number for a file that is gone: publishing, believing and the kernel's cache come to 0.9 s.
+_NUMBER_CACHES_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,10 @@ class HeldGroup:
     chunks: dict[int, ChunkObject] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
     """Chunks whose heads cannot be read: nothing is allocated from them, and nothing freed."""
+    resting: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """By chunk, places of removed inodes: (when they may be used again, bits)."""
+    idle_from: float = 0.0
+    """Until then no place of a removed inode is used: another host may have removed it a moment ago."""
     waiting: list[tuple[float, int]] = field(default_factory=list)
     """Settled frees: (when their quarantine is over, bits)."""
 
@@ -110,6 +119,7 @@ class Groups:
         self._store = store
         self._clock = clock
         self._quarantine = quarantine_seconds
+        self._rest = quarantine_seconds + _NUMBER_CACHES_SECONDS
         self.held: dict[int, HeldGroup] = {}
         self._roomy = -1
 
@@ -117,7 +127,7 @@ class Groups:
 
     def adopt(self, index: int) -> HeldGroup:
         """Take up a group whose lock was just taken. Raises DamagedBlock, DeviceError."""
-        held = HeldGroup(self._store.group(index))
+        held = HeldGroup(self._store.group(index), idle_from=self._clock.now() + self._rest)
         quarantined = held.obj.group.quarantine
         if quarantined:
             held.waiting.append((self._clock.now() + self._quarantine, quarantined))
@@ -282,6 +292,7 @@ class Groups:
         for held in self._with_units():
             for chunk in self._chunks(held):
                 idle = chunk.head.inodes & ~chunk.head.used & ~held.promised_units.get(chunk.address, 0)
+                idle &= self._rested(held, chunk.address)
                 fresh = not idle
                 unit = (idle & -idle).bit_length() - 1
                 if fresh:
@@ -298,6 +309,14 @@ class Groups:
                 held.freed_units[chunk.address] = freed & ~bits
                 return InodePlace(held.obj.group.index, chunk.address, unit, fresh, bool(freed & bits))
         return None
+
+    def _rested(self, held: HeldGroup, chunk: int) -> int:
+        """The units of a chunk, as bits, in which an inode that was removed is forgotten everywhere."""
+        now = self._clock.now()
+        if now < held.idle_from:
+            return 0
+        until, bits = held.resting.get(chunk, (0.0, 0))
+        return ~bits if now < until else -1
 
     def claim_inode(self, op: Operation, place: InodePlace) -> None:
         """The promised place is an inode from this operation on. Follow with `take_back_inode` either way."""
@@ -333,7 +352,12 @@ class Groups:
 
     def free_inode(self, op: Operation, obj: InodeObject, group: int) -> None:
         """Free an inode's units; the place stays an inode's."""
-        self._free_units(op, self._geometry.inode_lock_address(obj.inode.number), group, self._geometry.inode_units)
+        lock = self._geometry.inode_lock_address(obj.inode.number)
+        self._free_units(op, lock, group, self._geometry.inode_units)
+        head, unit = self._geometry.chunk_of(lock)
+        now, resting = self._clock.now(), self.held[group].resting
+        until, bits = resting.get(head, (0.0, 0))
+        resting[head] = (now + self._rest, 1 << unit | (bits if now < until else 0))
 
     def _with_units(self) -> list[HeldGroup]:
         return [h for h in self.held.values() if h.obj.group.free_units and not h.asked]
