@@ -185,7 +185,7 @@ def _settle(mounts: list[Mount]) -> None:
 
 
 def test_many_programs_on_two_hosts_change_one_tree(datastore: Datastore, seed: int) -> None:
-    _crowd(datastore, seed, 8)
+    _crowd(datastore, seed, 5)
 
 
 @pytest.mark.soak
