@@ -23,9 +23,10 @@ sequence), after the common header:
 Crash rules. A record counts only when every descriptor block and every image matches its checksum: the checksums are
 its commit mark, so one write and one flush commit it, torn or not. Records count from the header's sequence on without
 a gap; the first one that does not count ends the journal, unless a part of a later one lies in the ring: a record is
-begun when the one before it has been flushed, so then the journal is damaged, and is not replayed. Replay (rule R5 of docs/locking.md) drops an image older than
-a revoke of its block, and an image whose lock the dead incarnation does not hold at that version any more. A lock
-address equal to the slot's own, with the incarnation as version, means: covered by the slot itself.
+begun when the one before it has been flushed, so then the journal is damaged, and is not replayed. Replay (rule R5 of
+docs/locking.md) drops an image older than a revoke of its block, and an image whose lock the dead incarnation does not
+hold at that version any more. A lock address equal to the slot's own, with the incarnation as version, means: covered
+by the slot itself.
 
 The tail moves only after what lies before it was written in place and flushed.
 """
