@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EBUSY, ESTALE
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from vmfs.cluster.locktable import LockRequest
 from vmfs.core.filemap import NodeSource
 from vmfs.core.objects import InodeObject, NodeObject
-from vmfs.core.state import BELIEVE_SECONDS, LOCK_WAIT_SECONDS, Core
+from vmfs.core.state import BELIEVE_SECONDS, DIRECTORY_WAIT_SECONDS, LOCK_WAIT_SECONDS, Core
 from vmfs.core.views import flatten
 from vmfs.errors import DamagedBlock, LockedByOther
 from vmfs.ondisk import directory as directory_format
@@ -109,19 +109,31 @@ class Inodes:
     # -- under locks -------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, *numbers: int, wait: float | None = LOCK_WAIT_SECONDS) -> Iterator[None]:
+    def locked(self, *numbers: int, directories: Collection[int] = ()) -> Iterator[None]:
         """Hold these inodes' locks, exclusively. OSError(EBUSY) when another host keeps one of them.
+
+        Another host holds a directory for an operation only, so its turn is waited for; a file it may hold for as long
+        as it is open there. Directories come first, on every host: then nobody waits in a circle.
 
         Raises LeaseLost, DeviceError.
         """
+        with ExitStack() as held:
+            if directories:
+                held.enter_context(self._locked(directories, DIRECTORY_WAIT_SECONDS))
+            rest = [n for n in numbers if n not in directories]
+            if rest:
+                held.enter_context(self._locked(rest, LOCK_WAIT_SECONDS))
+            yield
+
+    @contextmanager
+    def _locked(self, numbers: Collection[int], wait: float) -> Iterator[None]:
         locks = self._core.locks
-        addresses = {self.lock_address(n): n for n in numbers}
+        addresses = sorted({self.lock_address(n) for n in numbers})
         try:
             if len(addresses) == 1:
-                address = next(iter(addresses))
-                tenures = [locks.acquire(address, Guards.INODE, LockMode.EXCLUSIVE, wait=wait)]
+                tenures = [locks.acquire(addresses[0], Guards.INODE, LockMode.EXCLUSIVE, wait=wait)]
             else:
-                requests = [LockRequest(a, Guards.INODE, LockMode.EXCLUSIVE, False) for a in sorted(addresses)]
+                requests = [LockRequest(a, Guards.INODE, LockMode.EXCLUSIVE, False) for a in addresses]
                 tenures = locks.acquire_many(requests, wait=wait)
         except LockedByOther as error:
             raise self.busy(error) from error

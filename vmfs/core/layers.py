@@ -62,7 +62,7 @@ class Cloner:
         """
         check_name(name)
         with self._maker.place() as layer, self._maker.place() as place, ExitStack() as stack:
-            stack.enter_context(self._inodes.locked(source, parent))
+            stack.enter_context(self._inodes.locked(source, directories=(parent,)))
             above = self._inodes.look(source).inode
             if not above.is_regular or above.is_layer:
                 raise OSError(EISDIR if above.is_directory else EINVAL, "only regular files can be cloned")

@@ -20,7 +20,7 @@ from vmfs.core.makeinode import InodeMaker, NewPlace
 from vmfs.core.objects import InodeObject
 from vmfs.core.reaper import Reaper
 from vmfs.core.space import Space
-from vmfs.core.state import DIRECTORY_WAIT_SECONDS, Core
+from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import DamagedBlock
 from vmfs.ondisk.directory import NAME_MAX_BYTES, Entry
@@ -28,6 +28,7 @@ from vmfs.ondisk.inode import FLAG_INLINE, TAIL_MAX_BYTES, Inode
 from vmfs.ondisk.orphans import OrphanKind
 
 LINKS_MAX: Final = 1 << 31  # what 32 bits carry, signed as some tools read them
+DT_DIR: Final = stat.S_IFDIR >> 12
 _LOOKS: Final = 40  # a directory that keeps changing: at 5 ms a look
 _PAUSE_SECONDS: Final = 0.005
 
@@ -148,7 +149,7 @@ class Namespace:
         check_name(name)
         if len(new.target) > TAIL_MAX_BYTES:
             raise OSError(ENAMETOOLONG, f"a symbolic link's target has at most {TAIL_MAX_BYTES} bytes")
-        with self._maker.place() as place, self._inodes.locked(parent, wait=DIRECTORY_WAIT_SECONDS):
+        with self._maker.place() as place, self._inodes.locked(directories=(parent,)):
             obj = self._space.run(lambda op: self._make(op, parent, name, new, place))
             return obj.inode
 
@@ -193,7 +194,7 @@ class Namespace:
     def link(self, number: int, parent: int, name: bytes) -> Inode:
         """Another name for a file. OSError(EEXIST, EPERM for a directory, EMLINK, ESTALE, EBUSY); NoSpace."""
         check_name(name)
-        with self._inodes.locked(number, parent):
+        with self._inodes.locked(number, directories=(parent,)):
             return self._space.run(lambda op: self._link(op, number, parent, name)).inode
 
     def _link(self, op: Operation, number: int, parent: int, name: bytes) -> InodeObject:
@@ -223,7 +224,8 @@ class Namespace:
         while True:
             self._reaper.make_room()
             child = self.entry(parent, name)
-            with self._inodes.locked(parent, child.inode):
+            directories = (parent, child.inode) if child.type == DT_DIR else (parent,)
+            with self._inodes.locked(child.inode, directories=directories):
                 action = partial(self._remove, parent=parent, name=name, child=child, directory=directory)
                 if self._space.run(action, units=0):
                     break

@@ -77,26 +77,25 @@ class SlotRecoverer:
         entries, generation = orphans_format.parse(block, address, core.volume.uuid, slot)
         if not entries:
             return 0
+        with core.transactions.mutex:
+            room = max(0, CAPACITY - _LIST_ROOM - len(core.orphans.entries))
+        # What finds no room stays where it is: it is the work of whoever claims that slot next.
+        pending = list(entries.items())
+        taken, left = dict(pending[:room]), dict(pending[room:])
+        if left:
+            log.warning("volume %s: %d removals are left to the next host in slot %d", core.name, len(left), slot)
         # Through this host's journal, as covered by its own slot: a block that is torn by a power cut is whole again
         # when this host has been recovered in its turn.
-        theirs = OrphansObject(address, core.orphans.lock, slot, {}, generation)
-        pending = list(entries.items())
-        while pending:
-            room = CAPACITY - _LIST_ROOM - len(core.orphans.entries)
-            if room <= 0:
-                self._reaper.work()
-                continue
-            part, pending = dict(pending[:room]), pending[room:]
-            with core.transactions.operation() as op:
-                self._add(op, part)
-                if not pending:
-                    op.add(theirs)
-            core.transactions.settle()
+        theirs = OrphansObject(address, core.orphans.lock, slot, left, generation)
+        with core.transactions.operation() as op:
+            self._add(op, taken)
+            op.add(theirs)
+        core.transactions.settle()
         # The slot's next host writes its list there: this journal's image of it must not come back.
         with core.transactions.operation() as op:
             op.drop(theirs)
         core.transactions.commit()
-        return len(entries)
+        return len(taken)
 
     def _add(self, op: Operation, entries: dict[tuple[int, int], OrphanKind]) -> None:
         orphans = self._core.orphans

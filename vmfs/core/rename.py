@@ -13,17 +13,16 @@ from functools import partial
 
 from vmfs.core.directories import DirectoryWriter, new_entry
 from vmfs.core.inodes import Inodes
-from vmfs.core.namespace import Namespace, check_name, touch_times
+from vmfs.core.namespace import DT_DIR, Namespace, check_name, touch_times
 from vmfs.core.reaper import Reaper
 from vmfs.core.space import Space
-from vmfs.core.state import LOCK_WAIT_SECONDS, Core
+from vmfs.core.state import DIRECTORY_WAIT_SECONDS, Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import LockedByOther
 from vmfs.fuse.contract import RENAME_EXCHANGE, RENAME_NOREPLACE
 from vmfs.ondisk.directory import Entry
 from vmfs.ondisk.lock import Guards, LockMode
 
-_DT_DIR = 4
 _TREE_MAX_DEPTH = 100_000  # more would be a loop
 
 
@@ -49,12 +48,13 @@ class Renamer:
             self._reaper.make_room()
             source = self._namespace.entry(parent, name)
             target = self._maybe(new_parent, new_name)
-            numbers = {parent, new_parent}
+            numbers: set[int] = set()
+            directories = {parent, new_parent}
             if target is not None:
-                numbers.add(target.inode)
-            moves = parent != new_parent and any(e is not None and e.type == _DT_DIR for e in (source, target))
+                (directories if target.type == DT_DIR else numbers).add(target.inode)
+            moves = parent != new_parent and any(e is not None and e.type == DT_DIR for e in (source, target))
             if moves or (target is not None and flags & RENAME_EXCHANGE):
-                numbers.add(source.inode)
+                (directories if source.type == DT_DIR else numbers).add(source.inode)
             with self._tree_lock(moves):
                 if moves:
                     self._check_no_loop(source, new_parent)
@@ -64,7 +64,7 @@ class Renamer:
                     self._rename, parent=parent, source=source, new_parent=new_parent, new_name=new_name,
                     target=target, flags=flags,
                 )  # fmt: skip
-                with self._inodes.locked(*numbers):
+                with self._inodes.locked(*numbers, directories=directories):
                     if self._space.run(action):
                         break
         self._reaper.kick()
@@ -85,7 +85,7 @@ class Renamer:
         core = self._core
         address = core.volume.superblock.superblock_lock
         try:
-            tenure = core.locks.acquire(address, Guards.SUPERBLOCK, LockMode.EXCLUSIVE, wait=LOCK_WAIT_SECONDS)
+            tenure = core.locks.acquire(address, Guards.SUPERBLOCK, LockMode.EXCLUSIVE, wait=DIRECTORY_WAIT_SECONDS)
         except LockedByOther as error:
             raise self._inodes.busy(error) from error
         try:
@@ -95,7 +95,7 @@ class Renamer:
 
     def _check_no_loop(self, moved: Entry, into: int) -> None:
         """OSError(EINVAL) when the directory `into` lies at or below what is moved."""
-        if moved.type != _DT_DIR:
+        if moved.type != DT_DIR:
             return
         root = self._core.volume.superblock.root_inode
         at = into
@@ -140,10 +140,10 @@ class Renamer:
         self, op: Operation, parent: int, source: Entry, new_parent: int, new_name: bytes, target: Entry | None
     ) -> None:
         old_dir, new_dir = self._inodes.owned(parent), self._inodes.owned(new_parent)
-        is_directory = source.type == _DT_DIR
+        is_directory = source.type == DT_DIR
         entry = new_entry(new_dir.inode, new_name, source.inode, source.generation, source.type)
         if target is not None:
-            if is_directory != (target.type == _DT_DIR):
+            if is_directory != (target.type == DT_DIR):
                 raise OSError(ENOTDIR if is_directory else EISDIR, "a directory and something else")
             replaced = self._inodes.owned(target.inode, target.generation)
             self._namespace.drop(op, new_dir, replaced)
@@ -167,7 +167,7 @@ class Renamer:
         if parent == new_parent:
             return
         for moved, to, delta in ((source, new_parent, 1), (target, parent, -1)):
-            if moved.type == _DT_DIR:
+            if moved.type == DT_DIR:
                 self._reparent(op, moved, to)
                 new_dir.inode.nlink += delta
                 old_dir.inode.nlink -= delta
