@@ -16,7 +16,7 @@ from vmfs.ondisk.lock import Guards, LockRecord
 from vmfs.ondisk.node import PUNCHED, UNWRITTEN, WRITTEN
 from vmfs.volume import Volume, open_volume
 
-OPTIONS = FormatOptions("small", max_hosts=4, journal_bytes=64 << 10, blocks_per_group=64)
+OPTIONS = FormatOptions("small", max_hosts=4, journal_bytes=256 << 10, blocks_per_group=64)
 SIZE_BYTES = 16 << 20
 UNIT = 4096
 

@@ -19,7 +19,7 @@ MIB = 1 << 20
 @pytest.fixture(params=[(64 << 10, 4096), (256 << 10, 4096), (MIB, 8192)])
 def superblock(request: pytest.FixtureRequest) -> Superblock:
     block_bytes, lock_block_bytes = request.param
-    options = FormatOptions("v", block_bytes=block_bytes, max_hosts=3, journal_bytes=64 << 10, blocks_per_group=64)
+    options = FormatOptions("v", block_bytes=block_bytes, max_hosts=3, journal_bytes=256 << 10, blocks_per_group=64)
     sb = plan(RamDevice(200 * MIB), options).superblock
     groups = sb.group_count
     return replace(

@@ -29,7 +29,7 @@ from vmfs.mkfs import FormatOptions, check_free, format_volume, make_volume, pla
 from vmfs.ondisk.slot import SlotRecord, SlotState
 from vmfs.volume import newest_superblock, open_volume
 
-TINY = FormatOptions("tiny", max_hosts=2, journal_bytes=64 << 10)
+TINY = FormatOptions("tiny", max_hosts=2, journal_bytes=256 << 10)
 MIB = 1 << 20
 
 
@@ -43,7 +43,7 @@ def _clean(device: RamDevice) -> bool:
 @pytest.mark.parametrize("max_hosts", [1, 256])
 def test_every_shape_is_clean(block_bytes: int, sectors: tuple[int, int | None], max_hosts: int) -> None:
     options = FormatOptions(
-        "v", block_bytes=block_bytes, max_hosts=max_hosts, journal_bytes=64 << 10, sector_bytes=sectors[1]
+        "v", block_bytes=block_bytes, max_hosts=max_hosts, journal_bytes=256 << 10, sector_bytes=sectors[1]
     )
     device = RamDevice(minimum_bytes(options) + 3 * MIB + 4096, logical_block_bytes=sectors[0])
     sb = format_volume(device, options)
@@ -122,7 +122,7 @@ def test_options_that_do_not_work_are_refused(change: dict[str, object], error: 
 
 
 def test_sectors_larger_than_the_wanted_are_refused() -> None:
-    options = FormatOptions("v", max_hosts=2, journal_bytes=64 << 10, sector_bytes=512)
+    options = FormatOptions("v", max_hosts=2, journal_bytes=256 << 10, sector_bytes=512)
     with pytest.raises(BadFormatOption, match="4096"):
         format_volume(RamDevice(8 * MIB, logical_block_bytes=4096), options)
 
@@ -153,9 +153,9 @@ def test_a_mounted_volume_is_refused_whatever_is_said() -> None:
 
 def test_nothing_of_an_old_volume_shows_through() -> None:
     device = RamDevice(16 * MIB)
-    format_volume(device, FormatOptions("old", max_hosts=8, journal_bytes=64 << 10, discard=False))
+    format_volume(device, FormatOptions("old", max_hosts=8, journal_bytes=256 << 10, discard=False))
     device.write(0, b"\x55\xaa" * 256)
-    new = FormatOptions("new", max_hosts=2, journal_bytes=128 << 10, discard=False)
+    new = FormatOptions("new", max_hosts=2, journal_bytes=512 << 10, discard=False)
     make_volume(device, plan(device, new))
     assert newest_superblock(device).label == "new"
     assert not any(device.read(0, 64 << 10))
@@ -171,7 +171,7 @@ def test_a_power_cut_at_any_write_leaves_the_old_volume_none_or_the_whole_new_on
         device = FaultDevice(below.again(), seed=seed + cut, plan=FaultPlan(power_cut_after_writes=cut))
         whole = True
         try:
-            make_volume(device, plan(device, FormatOptions("new", max_hosts=3, journal_bytes=64 << 10, discard=False)))
+            make_volume(device, plan(device, FormatOptions("new", max_hosts=3, journal_bytes=256 << 10, discard=False)))
         except DeviceError:
             whole = False
         try:

@@ -24,7 +24,7 @@ from vmfs.ondisk.superblock import Extent, Segment, Superblock
 from vmfs.volume import open_volume, read_copies
 
 MIB = 1 << 20
-TINY = FormatOptions("tiny", max_hosts=2, journal_bytes=64 << 10)
+TINY = FormatOptions("tiny", max_hosts=2, journal_bytes=256 << 10)
 
 
 @pytest.fixture

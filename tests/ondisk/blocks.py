@@ -23,9 +23,9 @@ SUPERBLOCK = Superblock(
     volume=UUID(bytes=VOLUME), label="ds-ü", created_ns=1_700_000_000_000_000_000, block_bytes=64 << 10,
     sector_bytes=512, lock_block_bytes=4096, lock_method=1, max_hosts=4, blocks_per_group=64,
     timers=TimerFields(3_000_000, 16_000_000, 2_000_000, 20_000_000, 5_000_000, 6_000_000, 10_000),
-    slots_address=256 << 10, orphans_address=272 << 10, journals_address=288 << 10, journal_bytes=64 << 10,
+    slots_address=256 << 10, orphans_address=272 << 10, journals_address=288 << 10, journal_bytes=256 << 10,
     root_inode=999, extents=(Extent(UUID(int=1), 64 << 20), Extent(UUID(int=2), 1 << 30, 5)),
-    segments=(Segment(0, 1 << 20, 2, 0, 17), Segment(1, 1 << 20, 3, 2, 64)), generation=7,
+    segments=(Segment(0, 2 << 20, 2, 0, 17), Segment(1, 1 << 20, 3, 2, 64)), generation=7,
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ _US_PER_S = 1_000_000
 @click.option("--max-hosts", default=64, show_default=True, metavar="N", help="How many hosts may mount it: 1 to 256.")
 @click.option("--heartbeat", type=float, metavar="SECONDS", help="How often hosts show that they live (3 of 16 s).")
 @click.option("--lease", default=16.0, show_default=True, metavar="SECONDS", help="How long a host may be silent.")
-@click.option("--journal-size", metavar="SIZE", help="Of each host's journal: 64K to 64M (1M to 16M by the device).")
+@click.option("--journal-size", metavar="SIZE", help="Of each host's journal: 256K to 64M (1M to 16M by the device).")
 @click.option("--sector-size", type=int, metavar="BYTES", help="512 or 4096, not less than the device's.")
 @click.option("--create-size", metavar="SIZE", help="Make the file DEVICE first, sparse, of this size: 4G.")
 @click.option("--no-discard", is_flag=True, help="Do not give the device's old content back to the storage.")

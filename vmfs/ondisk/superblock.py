@@ -52,7 +52,7 @@ MIN_BLOCK_BYTES: Final = 64 << 10
 MAX_BLOCK_BYTES: Final = 1 << 20  # a chunk head's bitmaps have room for 256 units
 MIN_GROUP_BLOCKS: Final = 64
 MAX_GROUP_BLOCKS: Final = 8192  # see `vmfs.ondisk.group`
-MIN_JOURNAL_BYTES: Final = 64 << 10
+MIN_JOURNAL_BYTES: Final = 256 << 10  # a record of the largest operation must fit half of the ring
 MAX_JOURNAL_BYTES: Final = 64 << 20
 
 KNOWN_RO_COMPAT: Final = 0
