@@ -37,7 +37,7 @@ def test_a_chunk_that_is_undone_leaves_no_promise(ram: RamVolume) -> None:
     before = core.groups.allocatable_blocks()
 
     def action(op: Operation) -> None:
-        assert core.groups.add_chunk(op)
+        assert core.units.add_chunk(op)
         raise NoSpace("the volume", "a map node")
 
     with pytest.raises(NoSpace):

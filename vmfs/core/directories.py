@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmfs.core.filemap import MapWriter, NodeSource, leaf
-from vmfs.core.groups import Groups
 from vmfs.core.objects import DirectoryObject, InodeObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
+from vmfs.core.units import Units
 from vmfs.errors import DamagedBlock, NoSpace
 from vmfs.geometry import Geometry
 from vmfs.ondisk.directory import DirectoryBlock, Entry, name_hash
@@ -124,9 +124,9 @@ class _Bucket:
 class DirectoryWriter:
     """Changes to directories whose locks are held; the control mutex is held too."""
 
-    def __init__(self, store: Store, groups: Groups, maps: MapWriter, geometry: Geometry) -> None:
+    def __init__(self, store: Store, units: Units, maps: MapWriter, geometry: Geometry) -> None:
         self._store = store
-        self._groups = groups
+        self._units = units
         self._maps = maps
         self._geometry = geometry
 
@@ -200,7 +200,7 @@ class DirectoryWriter:
         return len(bucket.blocks) > 1
 
     def _new_block(self, op: Operation, obj: InodeObject, bucket: _Bucket) -> DirectoryObject:
-        found = self._groups.allocate_unit(op)
+        found = self._units.allocate_unit(op)
         if found is None:
             raise NoSpace("the volume", "a directory block")
         block = DirectoryObject(found[0], obj.lock, obj.inode.map_id, bucket.number, DirectoryBlock({}, bucket.bits))

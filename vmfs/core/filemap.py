@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Iterator
 from typing import Protocol
 
-from vmfs.core.groups import Groups
 from vmfs.core.objects import InodeObject, NodeObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
+from vmfs.core.units import Units
 from vmfs.errors import DamagedBlock, NoSpace
 from vmfs.ondisk.inode import Inode, inode_address
 from vmfs.ondisk.node import (
@@ -115,9 +115,9 @@ def last_leaf(inode: Inode, source: NodeSource) -> int | None:
 class MapWriter:
     """Changes to maps of inodes whose locks are held."""
 
-    def __init__(self, store: Store, groups: Groups) -> None:
+    def __init__(self, store: Store, units: Units) -> None:
         self._store = store
-        self._groups = groups
+        self._units = units
 
     def leaf_for_change(self, op: Operation, obj: InodeObject, block: int) -> tuple[array[int], int]:
         """(pointers, base): the leaf that holds `block`, made if it is not there and touched; base: its first block.
@@ -152,7 +152,7 @@ class MapWriter:
         inode.height += 1
 
     def _new_node(self, op: Operation, obj: InodeObject, level: int, index: int) -> NodeObject:
-        found = self._groups.allocate_unit(op)
+        found = self._units.allocate_unit(op)
         if found is None:
             raise NoSpace("the volume", "a map node")
         node = NodeObject(found[0], obj.lock, obj.inode.map_id, level, index, empty_pointers())

@@ -1,4 +1,4 @@
-"""Allocation: blocks and metadata units from the resource groups that this host holds.
+"""Allocation: blocks from the resource groups that this host holds. Metadata units are `vmfs.core.units`.
 
 A group's lock is held from its first use until another host asks for it or the mount ends. Blocks are first *promised*
 (in memory), then written, then *claimed* by the transaction that makes a map point at them; a crash in between leaves
@@ -13,17 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Final
 
 from vmfs.clock import Clock
-from vmfs.core.objects import ChunkObject, GroupObject, InodeObject
+from vmfs.core.objects import ChunkObject, GroupObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
-from vmfs.errors import DamagedBlock, DeviceError
+from vmfs.errors import DamagedBlock
 from vmfs.geometry import Geometry
-from vmfs.ondisk.chunk import ChunkHead
-from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 log = logging.getLogger("vmfs.core")
 
@@ -45,19 +42,6 @@ class Run:
         return ((1 << self.count) - 1) << self.first
 
 
-@dataclass(frozen=True, slots=True)
-class InodePlace:
-    """Units of a chunk that are promised to an inode."""
-
-    group: int
-    chunk: int
-    unit: int
-    fresh: bool
-    """No inode ever lay there: there is no lock yet."""
-    was_freed: bool
-    """Something else lay there lately, whose removal may not be committed yet."""
-
-
 @dataclass(slots=True)
 class HeldGroup:
     """A group whose lock this host holds."""
@@ -75,6 +59,9 @@ class HeldGroup:
     chunks: dict[int, ChunkObject] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
     """Chunks whose heads cannot be read: nothing is allocated from them, and nothing freed."""
+    full: set[int] = field(default_factory=set)
+    """Chunks in which no inode finds a place, and `packed`: those without a free unit. Not looked into again."""
+    packed: set[int] = field(default_factory=set)
     resting: dict[int, tuple[float, int]] = field(default_factory=dict)
     """By chunk, places of removed inodes: (when they may be used again, bits)."""
     idle_from: float = 0.0
@@ -119,15 +106,15 @@ class Groups:
         self._store = store
         self._clock = clock
         self._quarantine = quarantine_seconds
-        self._rest = quarantine_seconds + _NUMBER_CACHES_SECONDS
+        self.rest_seconds = quarantine_seconds + _NUMBER_CACHES_SECONDS
+        """For so long the number of a removed inode is not given to another file."""
         self.held: dict[int, HeldGroup] = {}
-        self._roomy = -1
 
     # -- which groups are held ---------------------------------------------------------------------
 
     def adopt(self, index: int) -> HeldGroup:
         """Take up a group whose lock was just taken. Raises DamagedBlock, DeviceError."""
-        held = HeldGroup(self._store.group(index), idle_from=self._clock.now() + self._rest)
+        held = HeldGroup(self._store.group(index), idle_from=self._clock.now() + self.rest_seconds)
         quarantined = held.obj.group.quarantine
         if quarantined:
             held.waiting.append((self._clock.now() + self._quarantine, quarantined))
@@ -249,190 +236,3 @@ class Groups:
             held = self.held.get(index)
             if held is not None:
                 held.waiting.append((ready, bits))
-
-    # -- metadata units ----------------------------------------------------------------------------
-
-    def has_units(self, units: int) -> bool:
-        """Whether so many single units can be allocated now, in chunks that there are or in new ones."""
-        per_chunk = self._geometry.units_per_chunk - 1
-        # Asked before every first write: the group that had room the last time comes first, all of them rarely.
-        hinted = self.held.get(self._roomy)
-        found = 0
-        for held in chain((hinted,) if hinted is not None else (), self.held.values()):
-            if held.asked or (found and held is hinted):
-                continue
-            found += held.obj.group.free_units + per_chunk * min(units, held.allocatable().bit_count())
-            if found >= units:
-                self._roomy = held.obj.group.index
-                return True
-        return False
-
-    def allocate_unit(self, op: Operation) -> tuple[int, int] | None:
-        """(address, group) of a free metadata unit; None: no group that is held has any."""
-        for held in self._with_units():
-            for chunk in self._chunks(held):
-                free = self._free_units_of(held, chunk)
-                if free:
-                    unit = (free & -free).bit_length() - 1
-                    self._take_units(op, held, chunk, unit, 1)
-                    return chunk.address + unit * METADATA_BLOCK_BYTES, chunk.head.group
-        new = self._new_chunk(op)
-        if new is None:
-            return None
-        self._take_units(op, self.held[new.head.group], new, 1, 1)
-        return new.address + METADATA_BLOCK_BYTES, new.head.group
-
-    def promise_inode(self) -> InodePlace | None:
-        """A place for an inode, kept from others until `claim_inode` or `take_back_inode`; pins its group.
-
-        None: no chunk of a group that is held has room (see `add_chunk`). The caller takes the lock there before it
-        claims the place: a place that was an inode's before has a lock with a history.
-        """
-        need = self._geometry.inode_units
-        for held in self._with_units():
-            for chunk in self._chunks(held):
-                idle = chunk.head.inodes & ~chunk.head.used & ~held.promised_units.get(chunk.address, 0)
-                idle &= self._rested(held, chunk.address)
-                fresh = not idle
-                unit = (idle & -idle).bit_length() - 1
-                if fresh:
-                    free = self._free_units_of(held, chunk)
-                    if not free:
-                        continue
-                    unit, length = find_run(free, need, -1)
-                    if length < need:
-                        continue
-                bits = ((1 << need) - 1) << unit
-                held.promised_units[chunk.address] = held.promised_units.get(chunk.address, 0) | bits
-                held.pins += 1
-                freed = held.freed_units.get(chunk.address, 0)
-                held.freed_units[chunk.address] = freed & ~bits
-                return InodePlace(held.obj.group.index, chunk.address, unit, fresh, bool(freed & bits))
-        return None
-
-    def _rested(self, held: HeldGroup, chunk: int) -> int:
-        """The units of a chunk, as bits, in which an inode that was removed is forgotten everywhere."""
-        now = self._clock.now()
-        if now < held.idle_from:
-            return 0
-        until, bits = held.resting.get(chunk, (0.0, 0))
-        return ~bits if now < until else -1
-
-    def claim_inode(self, op: Operation, place: InodePlace) -> None:
-        """The promised place is an inode from this operation on. Follow with `take_back_inode` either way."""
-        held = self.held[place.group]
-        chunk = held.chunks[place.chunk]
-        self._take_units(op, held, chunk, place.unit, self._geometry.inode_units)
-        chunk.head.inodes |= 1 << place.unit
-
-    def is_claimed(self, place: InodePlace) -> bool:
-        """Whether a promised place is an inode's now."""
-        return bool(self.held[place.group].chunks[place.chunk].head.inodes >> place.unit & 1)
-
-    def take_back_inode(self, place: InodePlace) -> None:
-        """End a promise, claimed or not, and unpin its group."""
-        held = self.held[place.group]
-        held.promised_units[place.chunk] &= ~(((1 << self._geometry.inode_units) - 1) << place.unit)
-        held.pins -= 1
-
-    def inode_lock_address(self, place: InodePlace) -> int:
-        """Where the lock block of a promised inode lies."""
-        return place.chunk + place.unit * METADATA_BLOCK_BYTES
-
-    def add_chunk(self, op: Operation) -> bool:
-        """Make a block of a group that is held a metadata chunk. False when there is no free block."""
-        return self._new_chunk(op) is not None
-
-    def free_unit(self, op: Operation, address: int, group: int) -> None:
-        """Free a node's or a directory block's unit, of a group that is held."""
-        self._free_units(op, address, group, 1)
-        head, unit = self._geometry.chunk_of(address)
-        freed = self.held[group].freed_units
-        freed[head] = freed.get(head, 0) | 1 << unit
-
-    def free_inode(self, op: Operation, obj: InodeObject, group: int) -> None:
-        """Free an inode's units; the place stays an inode's."""
-        lock = self._geometry.inode_lock_address(obj.inode.number)
-        self._free_units(op, lock, group, self._geometry.inode_units)
-        head, unit = self._geometry.chunk_of(lock)
-        now, resting = self._clock.now(), self.held[group].resting
-        until, bits = resting.get(head, (0.0, 0))
-        resting[head] = (now + self._rest, 1 << unit | (bits if now < until else 0))
-
-    def _with_units(self) -> list[HeldGroup]:
-        return [h for h in self.held.values() if h.obj.group.free_units and not h.asked]
-
-    def _chunks(self, held: HeldGroup) -> list[ChunkObject]:
-        g = held.obj.group
-        if len(held.chunks) + len(held.damaged) != g.meta.bit_count():
-            bits = g.meta
-            while bits:
-                bit = (bits & -bits).bit_length() - 1
-                bits &= bits - 1
-                address = self._geometry.block_address(g.index, bit)
-                if address not in held.chunks and address not in held.damaged:
-                    self._load_chunk(held, address)
-        return list(held.chunks.values())
-
-    def _load_chunk(self, held: HeldGroup, address: int) -> None:
-        try:
-            held.chunks[address] = self._store.chunk(address, held.obj.group.index)
-        except (DamagedBlock, DeviceError) as error:
-            log.error("nothing is allocated from the metadata chunk at %#x: %s", address, error)
-            held.damaged.add(address)
-
-    def _free_units_of(self, held: HeldGroup, chunk: ChunkObject) -> int:
-        taken = chunk.head.used | self._inode_places(chunk) | held.promised_units.get(chunk.address, 0)
-        return ~taken & ((1 << self._geometry.units_per_chunk) - 1)
-
-    def _inode_places(self, chunk: ChunkObject) -> int:
-        """Units that belong to inodes, used or idle: never given to anything else."""
-        places, starts = 0, chunk.head.inodes
-        for _ in range(self._geometry.inode_units):
-            places |= starts
-            starts <<= 1
-        return places
-
-    def _take_units(self, op: Operation, held: HeldGroup, chunk: ChunkObject, first: int, need: int) -> None:
-        op.touch(chunk)
-        op.touch(held.obj)
-        chunk.head.used |= ((1 << need) - 1) << first
-        held.obj.group.free_units -= need
-
-    def _new_chunk(self, op: Operation) -> ChunkObject | None:
-        runs = self.promise(1, 0)
-        if not runs:
-            return None
-        run = runs[0]
-        held = self.held[run.group]
-        op.on_undo(lambda: self.take_back(run))
-        self.claim(op, run)
-        held.obj.group.meta |= run.bits
-        units = self._geometry.units_per_chunk
-        chunk = ChunkObject(self.address(run), held.obj.lock, ChunkHead(run.group, units))
-        op.add(chunk)
-        self._store.put(chunk)
-        held.chunks[chunk.address] = chunk
-
-        def undo() -> None:
-            self._store.remove(chunk)
-            held.chunks.pop(chunk.address, None)
-
-        op.on_undo(undo)
-        held.obj.group.free_units += units - 1
-        return chunk
-
-    def _free_units(self, op: Operation, address: int, group: int, count: int) -> None:
-        held = self.held[group]
-        head, unit = self._geometry.chunk_of(address)
-        self._chunks(held)
-        chunk = held.chunks.get(head)
-        bits = ((1 << count) - 1) << unit
-        if head in held.damaged:
-            raise DamagedBlock(head, "this metadata chunk's head cannot be read, so nothing in it can be freed")
-        if chunk is None or bits & ~chunk.head.used:
-            raise DamagedBlock(address, "is freed and was not allocated")
-        op.touch(chunk)
-        op.touch(held.obj)
-        chunk.head.used &= ~bits
-        held.obj.group.free_units += count

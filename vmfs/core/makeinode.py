@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vmfs.core.groups import InodePlace
 from vmfs.core.objects import InodeObject
 from vmfs.core.space import Space
 from vmfs.core.state import LOCK_WAIT_SECONDS, Core
 from vmfs.core.transactions import Operation
+from vmfs.core.units import InodePlace
 from vmfs.errors import NoSpace
 from vmfs.ondisk.inode import ADDRESS_SHIFT, Inode
 from vmfs.ondisk.lock import Guards, LockMode
@@ -40,12 +40,12 @@ class InodeMaker:
         core = self._core
         while True:
             with core.transactions.mutex:
-                place = core.groups.promise_inode()
+                place = core.units.promise_inode()
             if place is not None:
                 break
             self._space.run(self._add_chunk)
         try:
-            lock = core.groups.inode_lock_address(place)
+            lock = core.units.inode_lock_address(place)
             if place.fresh:
                 if place.was_freed:
                     # The lock is written past the journal: not over a block that a crash could bring back, nor under
@@ -62,15 +62,15 @@ class InodeMaker:
                 yield NewPlace(place, lock, number)
             finally:
                 core.locks.unpin(tenure)
-                if place.fresh and not core.groups.is_claimed(place):
+                if place.fresh and not core.units.is_claimed(place):
                     # The units go back to be a node's perhaps: no lock may be written there any more.
                     core.locks.release(lock)
         finally:
             with core.transactions.mutex:
-                core.groups.take_back_inode(place)
+                core.units.take_back_inode(place)
 
     def _add_chunk(self, op: Operation) -> None:
-        if not self._core.groups.add_chunk(op):
+        if not self._core.units.add_chunk(op):
             raise NoSpace(f"volume {self._core.name}", "a metadata chunk")
 
     def make(self, op: Operation, new: NewPlace, mode: int, uid: int, gid: int) -> InodeObject:
@@ -87,7 +87,7 @@ class InodeMaker:
             inode_generation=(generation + 1) % (1 << GENERATION_BITS) or 1, atime_ns=now, mtime_ns=now,
             ctime_ns=now, btime_ns=now, map_id=core.new_id(), version=1,
         )  # fmt: skip
-        core.groups.claim_inode(op, new.place)
+        core.units.claim_inode(op, new.place)
         before = core.store.peek(new.number << ADDRESS_SHIFT)
         if isinstance(before, InodeObject):
             op.touch(before)

@@ -49,6 +49,7 @@ from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
+from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
 from vmfs.errors import DamagedBlock, DeviceNotUsable, SlotNotDead, VmfsError
 from vmfs.fuse import mount as kernel
@@ -125,6 +126,7 @@ class MountedVolume:
         journal.start()
         store = Store(io, geometry, volume.uuid)
         groups = Groups(geometry, store, clock, sb.timers.quarantine_us / 1e6)
+        units = Units(groups, geometry, store, clock)
         slot_lock = geometry.slot_address(holder.slot)
         store.hold(slot_lock, holder.incarnation)
         transactions = Transactions(committing, journal, volume.uuid, sb.label, store.version, groups.on_settled)
@@ -136,8 +138,8 @@ class MountedVolume:
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
-            data=BlockIO(volume.extents), store=store, groups=groups, transactions=transactions,
-            maps=MapWriter(store, groups), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
+            data=BlockIO(volume.extents), store=store, groups=groups, units=units, transactions=transactions,
+            maps=MapWriter(store, units), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
             read_only=read_only,
         )  # fmt: skip
         self._build_operations(core)
@@ -156,7 +158,7 @@ class MountedVolume:
         slow = SlowWriter(core, files, space)
         self.reaper = reaper = Reaper(core, inodes, files, space, slow)
         maker = InodeMaker(core, space)
-        writer = DirectoryWriter(core.store, core.groups, core.maps, core.geometry)
+        writer = DirectoryWriter(core.store, core.units, core.maps, core.geometry)
         namespace = Namespace(core, inodes, space, maker, writer, reaper)
         renamer = Renamer(core, inodes, space, namespace, writer, reaper)
         self.attributes = attributes = Attributes(core, inodes, files, space)

@@ -232,7 +232,7 @@ class Reaper:
                 self.add(op, above.inode, OrphanKind.REMOVE)
         group, _ = core.geometry.group_of(obj.address)
         op.touch(obj)
-        core.groups.free_inode(op, obj, group)
+        core.units.free_inode(op, obj, group)
         obj.inode = Inode(
             inode.number, inode_generation=inode.inode_generation, version=inode.version + 1,
             generation=inode.generation, ctime_ns=core.clock.wall_ns(),
@@ -362,7 +362,7 @@ class Reaper:
     def _drop_unit(self, op: Operation, obj: NodeObject | DirectoryObject) -> None:
         core = self._core
         group, _ = core.geometry.group_of(obj.address)
-        core.groups.free_unit(op, obj.address, group)
+        core.units.free_unit(op, obj.address, group)
         op.drop(obj)
         core.store.remove(obj)
         op.on_undo(lambda: core.store.put(obj))

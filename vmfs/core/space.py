@@ -164,7 +164,7 @@ class Space:
         core = self._core
         for last in (False, True):
             with core.transactions.mutex:
-                enough = core.groups.has_units(units)
+                enough = core.units.has_units(units)
             if not enough:
                 self._room_for_units(units)
             try:

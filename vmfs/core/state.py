@@ -16,6 +16,7 @@ from vmfs.core.leased import LeasedIO
 from vmfs.core.objects import OrphansObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
+from vmfs.core.units import Units
 from vmfs.geometry import Geometry
 from vmfs.volume import Volume
 
@@ -46,6 +47,7 @@ class Core:
     data: BlockIO
     store: Store
     groups: Groups
+    units: Units
     transactions: Transactions
     maps: MapWriter
     orphans: OrphansObject
