@@ -84,7 +84,8 @@ def test_a_name_is_mounted_once(datastore: Datastore) -> None:
     again = datastore.folder / "again"
     again.mkdir()
     for boot in ([], ["--boot-id", str(uuid.uuid4())]):
-        refused = vmfsctl("mount", datastore.lun, again, "--host", "esx1", *boot, check=False)
+        log = ["--log-file", again.with_suffix(".log")]
+        refused = vmfsctl("mount", datastore.lun, again, "--host", "esx1", *log, *boot, check=False)
         assert refused.returncode != 0
         assert "esx1" in refused.stderr
         assert "Traceback" not in refused.stderr
