@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from tests.crash.ledger import FileModel, Ledger
@@ -116,6 +117,10 @@ class Worker:
         self._port.fsync_directory(directory)
         self.ledger.directory_synced(directory)
         self._acknowledged()
+
+    def pause(self, most_seconds: float) -> None:
+        """Do nothing for a random part of that time: windows between threads open at different moments."""
+        time.sleep(self._random.uniform(0, most_seconds))
 
     def new(self) -> str:
         """Create an empty file and return its path."""

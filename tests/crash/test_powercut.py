@@ -104,7 +104,7 @@ def _remove_and_write(worker: Worker) -> None:
         worker.sync_directory(directory)
     for path in old[:3]:
         worker.remove(path)
-    time.sleep(0.02)  # for the removals' thread
+    worker.pause(0.02)  # for the removals' thread, less than a lock stays idle and has them committed
     for _ in range(4):
         worker.put_at(worker.new(), 0, 400_000)
 
