@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from datarecovery import progress
-from datarecovery.errors import DamagedError, TargetExistsError, from_os_error
+from datarecovery.errors import DamagedError, TargetExistsError, UsageError, from_os_error
 from datarecovery.store import durable
 from datarecovery.store.manifest import Disk, Manifest
 from datarecovery.store.record import ZERO_ID
@@ -66,8 +66,13 @@ def restore(
 ) -> list[RestoredDisk]:
     """Write all disks of a restore point into `target`, a folder that is made when missing.
 
-    Raises TargetExistsError, NoSpaceError, StoreIoError, DamagedError, and leaves no file then.
+    The folder above it must be there: a mistyped path, or a datastore that is not mounted, must not fill another disk.
+
+    Raises UsageError, TargetExistsError, NoSpaceError, StoreIoError, DamagedError, and leaves no file then.
     """
+    above = target.absolute().parent
+    if not above.is_dir():
+        raise UsageError(f"{above} is not there; make it, or mount what belongs there, and try again")
     finals = _finals(manifest, target)
     store.index.refresh()
     results = []

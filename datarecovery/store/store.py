@@ -44,8 +44,11 @@ class Store:
             settings = config.new(level, append_only, now)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        above = root.absolute().parent
+        if not above.is_dir():
+            raise UsageError(f"{above} is not there; make it, or mount what belongs there, and try again")
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, exist_ok=True)
             # What a creation cut short may have left, and nothing else, is no obstacle.
             for name in os.listdir(root):
                 folder = root / name

@@ -60,6 +60,10 @@ def test_exit_codes(run: Run, tmp_path: Path) -> None:
     assert "cannot be opened" in run("backup", "--store", folder, "--vm", "a", tmp_path / "none", check=6).stderr
     run("restore", "--store", folder, "a@latest", tmp_path / "out", check=4)
     run("backup", "--store", folder, "--vm", "a", disk)
+    away = tmp_path / "not" / "mounted"
+    assert f"{away.parent} is not there" in run("restore", "--store", folder, "a@latest", away, check=2).stderr
+    assert f"{away.parent} is not there" in run("store", "create", away, check=2).stderr
+    assert not away.parent.exists()
     assert "exists already" in run("restore", "--store", folder, "a@latest", tmp_path, check=7).stderr
     path = next((folder / "packs").rglob("*.pack"))
     kept = path.read_bytes()
