@@ -4,7 +4,7 @@ The disk is made of this machine's own files (programs, libraries, documents und
 bytes that do not compress and repeats of earlier parts between them; half of it is unwritten. Each step is a
 process of its own; `hash only` is the bound: the same threads read and hash, and store nothing.
 
-    python benchmarks/backup.py [--size-mib 4096] [--dir /tmp]
+    python -m benchmarks.backup [--size-mib 4096] [--dir /tmp]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed of a volume's data path against the disk beneath it.
 
-    python benchmarks/datapath.py [--dir DIR] [--rounds N] [--seconds S] [--size-mib M] [--quick] [--json] [--no-docs]
+    python -m benchmarks.datapath [--dir DIR] [--rounds N] [--seconds S] [--size-mib M] [--quick] [--json] [--no-docs]
 
 - fio (libaio, O_DIRECT) on a written file of the mount and on a written plain file of the same size on the same disk,
   in turn within each round; medians over the rounds.
@@ -344,7 +344,7 @@ def main() -> None:
     else:
         print("\n\n".join(table.text() for table in tables))
     if not args.no_docs:
-        write_section("datapath", "The data path", "python benchmarks/datapath.py", tables)
+        write_section("datapath", "The data path", "python -m benchmarks.datapath", tables)
 
 
 if __name__ == "__main__":

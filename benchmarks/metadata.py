@@ -1,6 +1,6 @@
 """Rates of operations on names and small files: a volume against ext4 on a loop device over the same disk.
 
-    python benchmarks/metadata.py [--dir DIR] [--rounds N] [--files N] [--threads N] [--quick] [--json] [--no-docs]
+    python -m benchmarks.metadata [--dir DIR] [--rounds N] [--files N] [--threads N] [--quick] [--json] [--no-docs]
 
 Both file systems lie in a sparse file on the same disk, and both are used in turn, one phase after the other: create
 empty files, create files of 4 KiB, stat, rename, read and unlink them; then files that are each made durable (fsync).
@@ -149,7 +149,7 @@ def main() -> None:
     else:
         print(table.text())
     if not args.no_docs:
-        write_section("metadata", "Names and small files", "python benchmarks/metadata.py", [table])
+        write_section("metadata", "Names and small files", "python -m benchmarks.metadata", [table])
 
 
 if __name__ == "__main__":
