@@ -30,6 +30,7 @@ def check_all(store: Store, contents: dict[str, bytes], scratch: Path) -> None:
     """Verify is clean, and each restore point that was finished comes back."""
     report = verify(store)
     assert report.findings == []
+    scratch.mkdir()
     for point, content in contents.items():
         restore(store, store.points.resolve(point), scratch / point)
         assert (scratch / point / "a.raw").read_bytes() == content
