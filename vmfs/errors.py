@@ -58,6 +58,10 @@ class DeviceBusy(VmfsError):
         self.device = device
 
 
+class ReservationConflict(DeviceError):
+    """The LUN refuses this host's command: its registration was taken away (this host was fenced), or never made."""
+
+
 class DeviceGone(VmfsError):
     """A device, or an extent of a volume, is not there (any more)."""
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 from typing import Protocol, TypeAlias
 
+from vmfs.devices.reservations import Reservations
 from vmfs.errors import MisalignedIO, OutOfRange
 
 # Written out because collections.abc.Buffer needs Python 3.12; wrap anything else (an mmap) in a memoryview.
@@ -113,6 +114,10 @@ class Device(Protocol):
 
     def use_lock_method(self, method: LockMethod) -> None:
         """Have `compare_and_write` use this method. LockMethodUnusable when it is none of lock_methods()."""
+        ...
+
+    def reservations(self) -> Reservations | None:
+        """SCSI-3 persistent reservations of this LUN; None: it has none, or this path to it cannot say."""
         ...
 
     def refresh_size(self) -> int:

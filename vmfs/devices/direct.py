@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from vmfs.devices.contract import LockMethod, ReadableBuffer, check_compare_and_write, check_range
 from vmfs.devices.ofdlock import OfdRangeLock
+from vmfs.devices.reservations import Reservations
 from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable, DeviceReadOnly, LockMethodUnusable
 
 SECTOR_BYTES_ALLOWED = (512, 4096)  # the two that disks have; the on-disk format is laid out for both
@@ -199,6 +200,9 @@ class DirectDevice(abc.ABC):
             usable = ", ".join(each.name for each in self._methods)
             raise LockMethodUnusable(self._name, LockMethod(method).name, usable)
         self._method = method
+
+    def reservations(self) -> Reservations | None:
+        return None
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -33,6 +33,7 @@ from vmfs.devices.contract import (
     check_compare_and_write,
     check_range,
 )
+from vmfs.devices.reservations import Reservations
 from vmfs.devices.writecache import VolatileCache
 from vmfs.errors import DeviceError, DeviceGone, DeviceReadOnly
 
@@ -230,6 +231,9 @@ class FaultDevice:
 
     def use_lock_method(self, method: LockMethod) -> None:
         self._inner.use_lock_method(method)
+
+    def reservations(self) -> Reservations | None:
+        return self._inner.reservations()
 
     def refresh_size(self) -> int:
         return self._inner.refresh_size()

@@ -11,6 +11,7 @@ from vmfs.devices.contract import (
     check_compare_and_write,
     check_range,
 )
+from vmfs.devices.reservations import Reservations
 from vmfs.errors import DeviceGone, DeviceReadOnly, LockMethodUnusable
 
 
@@ -96,6 +97,9 @@ class RamDevice:
     def use_lock_method(self, method: LockMethod) -> None:
         if method is not self._method:
             raise LockMethodUnusable(self.name, LockMethod(method).name, self._method.name)
+
+    def reservations(self) -> Reservations | None:
+        return None
 
     def refresh_size(self) -> int:
         return self.size_bytes
