@@ -1,4 +1,4 @@
-"""SCSI-3 persistent reservations, as the fencing of a volume uses them (SPC-4, 5.12; rules R2 and R3 of docs/locking.md).
+"""SCSI-3 persistent reservations, as the fencing of a volume uses them (SPC-4, 5.12; rules R2 and R3).
 
 One registration per host and device: a key on this device's own nexus. One reservation per device, of the type
 "write exclusive, all registrants" (7h): whoever is registered may write, nobody else. It lives as long as any
