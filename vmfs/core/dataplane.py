@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from errno import EBADF, EIO
 from typing import Final
@@ -25,7 +24,6 @@ log = logging.getLogger("vmfs.core")
 
 _OWN_WRITTEN: Final = 7  # state and INHERITED bits: see vmfs.core.views
 _ZEROS: Final = bytes(1 << 20)
-_BOOTTIME: Final = time.CLOCK_BOOTTIME
 _LEASE_POLL_SECONDS: Final = 0.02
 _STALE_RETRIES: Final = 8  # a reader whose map keeps growing too old under it (a LUN slower than that is broken)
 
@@ -42,6 +40,7 @@ class DataPlane:
         """`kill_setid(inode number)` clears the two bits of a file that has one of them."""
         self._kill_setid = kill_setid
         self._core = core
+        self._now = core.clock.now
         self._files = files
         self._handles = files.handles
         self._busy = files.busy
@@ -66,9 +65,9 @@ class DataPlane:
         file = handle.file
         try:
             if file.owned:
-                began = time.clock_gettime(_BOOTTIME)
+                began = self._now()
                 count = self._read(file, buf, offset, size)
-                now = time.clock_gettime(_BOOTTIME)
+                now = self._now()
                 if now >= self._membership.lease_deadline:
                     self._membership.check_lease()
                 if now - began <= self._validity:
@@ -210,7 +209,7 @@ class DataPlane:
                 pointer = leaf[block % POINTERS_PER_NODE] if leaf is not None else view.pointer(block)
                 if pointer & _OWN_WRITTEN != WRITTEN:
                     return False
-                if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+                if self._now() >= self._membership.lease_deadline:
                     self._membership.check_lease()
                 self._io.write((pointer & ADDRESS_MASK) + inner, buf[:size])
             elif not self._write_parts(file, buf, offset, size):
@@ -218,7 +217,7 @@ class DataPlane:
             file.touched = True
         finally:
             busy[thread] = None
-        if time.clock_gettime(_BOOTTIME) >= self._membership.lease_deadline:
+        if self._now() >= self._membership.lease_deadline:
             self._membership.check_lease()
         return True
 

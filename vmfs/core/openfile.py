@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import stat
 import threading
-import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,7 +201,7 @@ class OpenFiles:
         file.gated = True
         try:
             while any(f is file for f in list(self.busy.values())):
-                time.sleep(_DRAIN_POLL_SECONDS)
+                file.core.clock.sleep(_DRAIN_POLL_SECONDS)
             yield
         finally:
             file.gated = False
