@@ -17,6 +17,7 @@ from vmfs.clock import FakeClock
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.membership import Membership
 from vmfs.cluster.region import SlotRegion
+from vmfs.cluster.registers import DirectRegisters
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.file import FileDevice
 from vmfs.devices.ram import RamDevice
@@ -162,7 +163,7 @@ def test_a_mount_that_claimed_after_another_had_looked_gives_way(volume: RamDevi
 
 
 def membership(device: RamDevice, name: str, clock: FakeClock, boot: uuid.UUID, **change: uuid.UUID) -> Membership:
-    region = SlotRegion(ExtentSet([device]), SLOTS_AT, STRIDE, 8, PREFIX, clock)
+    region = SlotRegion(DirectRegisters(ExtentSet([device])), SLOTS_AT, STRIDE, 8, PREFIX, clock)
     identity = replace(HostIdentity.detect(name, boot), **change)  # type: ignore[arg-type]
     return Membership(region, identity, TIMERS, clock, volume_name="ds1")
 

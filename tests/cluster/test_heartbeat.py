@@ -16,6 +16,7 @@ from vmfs.cluster.heartbeat import Renewal
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.membership import Membership, MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
+from vmfs.cluster.registers import DirectRegisters
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.fault import FaultDevice, FaultPlan
 from vmfs.devices.ram import RamDevice
@@ -41,7 +42,7 @@ class Rig:
 
     def make(self, name: str, device: object, clock: Clock | None = None) -> Membership:
         clock = clock or self.clock
-        region = SlotRegion(ExtentSet([device]), SLOTS_AT, STRIDE, 8, PREFIX, clock)  # type: ignore[list-item]
+        region = SlotRegion(DirectRegisters(ExtentSet([device])), SLOTS_AT, STRIDE, 8, PREFIX, clock)  # type: ignore[list-item]
         return Membership(
             region, HostIdentity.detect(name, uuid.uuid4()), TIMERS, clock, volume_name="ds1",
             superblock_address=64 << 10,
@@ -278,7 +279,7 @@ def test_no_false_fence_on_a_disk_that_loses_answers(seed: int) -> None:
     format_volume(ram)
     device = FaultDevice(ram, seed, FaultPlan(volatile_cache=False))
     clock = FakeClock(sleep_advances=True)
-    region = SlotRegion(ExtentSet([device]), SLOTS_AT, STRIDE, 8, PREFIX, clock)
+    region = SlotRegion(DirectRegisters(ExtentSet([device])), SLOTS_AT, STRIDE, 8, PREFIX, clock)
     member = Membership(
         region, HostIdentity.detect("esx1", uuid.uuid4()), TIMERS, clock, volume_name="ds1", rng=random.Random(seed)
     )

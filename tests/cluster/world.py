@@ -13,6 +13,7 @@ from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
 from vmfs.cluster.membership import Membership, MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
+from vmfs.cluster.registers import DirectRegisters
 from vmfs.cluster.timers import Timers
 from vmfs.devices.contract import Device
 from vmfs.devices.extents import ExtentSet
@@ -62,7 +63,7 @@ class Host:
     def __post_init__(self) -> None:
         self.locks: LockManager = None  # type: ignore[assignment]  # there is one from `join` on
         self.extents = ExtentSet([self.device])
-        region = SlotRegion(self.extents, SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
+        region = SlotRegion(DirectRegisters(self.extents), SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
         boot = self.boot_id or (uuid.uuid4() if self.machine else None)
         callbacks = MembershipCallbacks(
             on_request=self._on_request,
@@ -85,7 +86,7 @@ class Host:
     def join(self, *, start: bool = True) -> Host:
         self.membership.claim()
         self.locks = LockManager(
-            self.extents, self.membership, self.clock, recover=self.recover,
+            self.membership, self.clock, recover=self.recover,
             before_release=self.before_release, rng=random.Random(self.seed),
         )  # fmt: skip
         if start:

@@ -5,6 +5,7 @@ compare-and-write. The rules are R1 to R12 of docs/locking.md; comments name the
 
     timers       Timers: the intervals of the protocol and the inequalities between them
     identity     HostIdentity; whether a process that a slot names still lives
+    registers    Registers: lock blocks read and swapped, by whatever the storage offers; DirectRegisters
     casio        one compare-and-write carried to a known end (R4, R10)
     region       SlotRegion: all slots in a few large reads; RegionSnapshot, SlotView
     watcher      Watcher: how long each slot has not changed, by this host's clock (R4)
@@ -26,7 +27,7 @@ The surface, in short (each name is exported by its module)::
 
     Timers.from_lease(lease_us, interval_us=None, drift_ppm=10_000) -> Timers      # *_us fields, *_s properties
     HostIdentity.detect(name, boot_id=None) -> HostIdentity
-    SlotRegion(extents, base_address, stride, count, volume_prefix, clock)
+    SlotRegion(DirectRegisters(extents), base_address, stride, count, volume_prefix, clock)
 
     m = Membership(region, identity, timers, clock, volume_name="ds1", superblock_address=None,
                    callbacks=MembershipCallbacks(on_request=, on_superblock_bytes=, on_fenced=, on_lease_expired=,
@@ -44,7 +45,7 @@ The surface, in short (each name is exported by its module)::
     m.leave()                        # after the caller has flushed; ends the threads and frees the slot
     m.abandon()                      # ends the threads and leaves the slot as it is (R1 was broken, or a test's crash)
 
-    locks = LockManager(extents, m, clock, before_release=fn(Tenure), recover=fn(slot), idle_s=0.02)
+    locks = LockManager(m, clock, before_release=fn(Tenure), recover=fn(slot), idle_s=0.02)
     locks.acquire(address, guards, mode=EXCLUSIVE, *, wait=None, sticky=False) -> Tenure     # pinned
     locks.acquire_many([LockRequest(address, guards, mode, sticky)], wait=None) -> list[Tenure]
     locks.unpin(tenure);  locks.release(address);  locks.held(address) -> Tenure | None

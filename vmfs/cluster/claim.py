@@ -18,7 +18,7 @@ from vmfs.cluster.casio import swap_settled
 from vmfs.cluster.heartbeat import SentImage, SlotKeeper
 from vmfs.cluster.identity import HostIdentity, is_process_alive
 from vmfs.cluster.recovery import is_earlier_boot
-from vmfs.cluster.region import RegionSnapshot, SlotRegion
+from vmfs.cluster.region import RegionSnapshot, SlotRegion, SlotView
 from vmfs.cluster.timers import Timers
 from vmfs.cluster.watcher import Watcher
 from vmfs.errors import HostNameInUse, NoFreeSlot
@@ -120,9 +120,17 @@ class Claimer:
                 record = self._claim_image(view.require())
                 raw = record.pack(self.region.sector_bytes)
                 submitted = self.clock.now()
-                if swap_settled(self.region.extents, view.address, view.raw, raw, clock=self.clock):
+                if self._claim(view, raw):
                     return SentImage(record, raw, submitted)
         raise NoFreeSlot(self.volume_name, self.region.count, "other hosts took every free one first")
+
+    def _claim(self, free: SlotView, raw: bytes) -> bool:
+        registers = self.region.registers
+
+        def swap(old: bytes, new: bytes) -> bool:
+            return registers.claim(free.address, free.slot, old, new)
+
+        return swap_settled(registers, free.address, free.raw, raw, clock=self.clock, swap=swap)
 
     def _claim_image(self, free: SlotRecord) -> SlotRecord:
         me = self.identity

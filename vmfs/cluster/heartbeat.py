@@ -78,7 +78,7 @@ class SlotKeeper:
     def _send(self, pending: SentImage) -> Renewal:
         address = self._region.address(self.slot)
         for _ in range(_SENDS_AT_ONCE):
-            if self._region.extents.compare_and_write(address, self.landed.raw, pending.raw):
+            if self._region.registers.swap(address, self.landed.raw, pending.raw):
                 return self._settle(pending)
             found = self._region.read(self.slot).raw
             if found == pending.raw:
@@ -108,7 +108,7 @@ class SlotKeeper:
             freed = self.landed.record.freed(self._clock.wall_ns())
             address = self._region.address(self.slot)
             raw = freed.pack(self._region.sector_bytes)
-            done = swap_settled(self._region.extents, address, self.landed.raw, raw, clock=self._clock)
+            done = swap_settled(self._region.registers, address, self.landed.raw, raw, clock=self._clock)
             if not done:
                 now_there = self._region.read(self.slot).record
                 # Our free image may have landed with its answer lost, and another host may have claimed it since.

@@ -13,7 +13,6 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.casio import STORAGE_ERRORS
 from vmfs.cluster.membership import Membership
-from vmfs.devices.extents import ExtentSet
 from vmfs.errors import DamagedBlock, VmfsError
 from vmfs.ondisk.lock import (
     FLAG_KEPT_UNTIL_ASKED,
@@ -71,17 +70,16 @@ class Refused:
 class LockSectors:
     """Operations on lock sectors for one mount. Has no state; usable from any thread."""
 
-    def __init__(self, extents: ExtentSet, membership: Membership, clock: Clock) -> None:
-        self._extents = extents
+    def __init__(self, membership: Membership, clock: Clock) -> None:
+        self._registers = membership.region.registers
         self._membership = membership
         self._clock = clock
         self._prefix = membership.region.volume_prefix
 
     def read(self, address: int, guards: Guards | None = None) -> tuple[bytes, LockRecord]:
         """The sector and its record. Raises DamagedBlock when it stays unreadable, DeviceError, DeviceGone."""
-        size = self._sector_bytes(address)
         for attempt in range(REREADS):
-            raw = self._extents.read(address, size)
+            raw = self._registers.read(address)
             try:
                 record = parse_lock(raw, address, self._prefix)
                 break
@@ -110,16 +108,18 @@ class LockSectors:
         sticky: bool,
         doubt: Doubt | None,
         yields: Callable[[LockRecord], bool],
+        heir_of: Holder | None = None,
     ) -> Taken | Refused:
         """Try to take the lock, without waiting for its holders.
 
-        `yields` says whether to leave a lock to the waiter that is marked in it. Raises FateUnknown, and as `read`.
+        `yields` says whether to leave a lock to the waiter that is marked in it. A hold of `heir_of`, a dead incarnation
+        that this mount recovers, passes to this host. Raises FateUnknown, and as `read`.
         """
         me = self._membership.holder
         for _ in range(_RACES):
             self._membership.check_lease()
             raw, record = self.read(address, guards)
-            others = tuple(h for h in record.all_holders if h != me and not self.is_void(h))
+            others = tuple(h for h in record.all_holders if h not in (me, heir_of) and not self.is_void(h))
             shares = bool(others) and mode is record.mode and mode is not LockMode.EXCLUSIVE
             if others and not (shares and len(others) < MAX_HOLDERS):
                 return Refused(record, raw, others)
@@ -144,8 +144,8 @@ class LockSectors:
         self._membership.check_lease()
         free = LockRecord(address, self._prefix, guards)
         record = free.taken(self._membership.holder, LockMode.EXCLUSIVE, version=free.version + 1)
-        raw = record.pack(self._sector_bytes(address))
-        self._extents.write(address, raw.ljust(block_bytes, b"\0"))
+        raw = record.pack(self._registers.image_bytes(address))
+        self._registers.create(address, raw, block_bytes)
         return Taken(record, raw)
 
     def give_back(self, raw: bytes, me: Holder, version: int | None, value: bytes | None) -> bool:
@@ -233,16 +233,13 @@ class LockSectors:
         self._membership.check_lease()
         image = new.pack(len(old))
         try:
-            return image if self._extents.compare_and_write(new.address, old, image) else None
+            return image if self._registers.swap(new.address, old, image) else None
         except STORAGE_ERRORS as e:
             raise FateUnknown(e, new.version, new.stamp) from e
 
     def _swap_hint(self, old: bytes, new: LockRecord) -> bool:
         self._membership.check_lease()
-        return self._extents.compare_and_write(new.address, old, new.pack(len(old)))
-
-    def _sector_bytes(self, address: int) -> int:
-        return self._extents.locate(address)[0].logical_block_bytes
+        return self._registers.swap(new.address, old, new.pack(len(old)))
 
 
 def _grown(doubt: Doubt | None, sent: LockRecord) -> Doubt:

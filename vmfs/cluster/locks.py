@@ -18,11 +18,11 @@ from vmfs.clock import Clock
 from vmfs.cluster.lockio import FateUnknown, LockSectors, Refused, Taken
 from vmfs.cluster.lockrelease import HOLD_S, Releaser
 from vmfs.cluster.locktable import Entry, LockRequest, LockTable, LockView, Tenure
-from vmfs.cluster.lockwait import Recoverer, Waiter
+from vmfs.cluster.lockwait import Waiter
 from vmfs.cluster.membership import Membership
-from vmfs.devices.extents import ExtentSet
+from vmfs.cluster.recoveries import Recoveries
 from vmfs.errors import LockedByOther, LockUpgradeRefused, MountClosing, VmfsError
-from vmfs.ondisk.lock import Guards, LockMode, LockRecord
+from vmfs.ondisk.lock import Guards, Holder, LockMode, LockRecord
 from vmfs.ondisk.slot import RequestKind
 
 IDLE_S: Final = 0.02  # for which an unpinned lock is kept: longer than the gap between two system calls of one tool
@@ -43,7 +43,6 @@ class LockManager:
 
     def __init__(
         self,
-        extents: ExtentSet,
         membership: Membership,
         clock: Clock,
         *,
@@ -63,8 +62,8 @@ class LockManager:
         self._clock = clock
         self._describe = describe or (lambda address, guards: f"the {guards.name.lower()} at {address:#x}")
         self._random = rng or random.Random()
-        self._sectors = LockSectors(extents, membership, clock)
-        self._recoverer = Recoverer(membership, recover)
+        self._sectors = LockSectors(membership, clock)
+        self.recoveries = Recoveries(membership, recover, clock)
         self._table = LockTable()
         self._releaser = Releaser(self._table, self._sectors, membership, clock, before_release, idle_s)
         self._releaser.start()
@@ -91,12 +90,33 @@ class LockManager:
         if mode is LockMode.FREE:
             raise ValueError("no lock is acquired in mode FREE")
         deadline = None if wait is None else self._clock.now() + wait
+        return self._acquire(address, guards, mode, deadline, sticky)
+
+    def inherit(self, address: int, guards: Guards, dead: Holder) -> Tenure | None:
+        """Pin a lock, exclusively, that a dead incarnation holds which this mount is recovering: nobody else gets it.
+
+        Its journal has been replayed and flushed. None when another host holds the lock. Raises as `acquire`.
+        """
+        try:
+            return self._acquire(address, guards, LockMode.EXCLUSIVE, self._clock.now(), False, heir_of=dead)
+        except LockedByOther:
+            return None
+
+    def _acquire(
+        self,
+        address: int,
+        guards: Guards,
+        mode: LockMode,
+        deadline: float | None,
+        sticky: bool,
+        heir_of: Holder | None = None,
+    ) -> Tenure:
         entry, tenure = self._enter(address, guards, mode, deadline, sticky)
         if tenure is not None:
             return tenure
         try:
             self._releaser.give_up(entry)  # held shared and wanted exclusively: the shared hold goes first (R12)
-            self._take(entry, guards, mode, deadline, sticky)
+            self._take(entry, guards, mode, deadline, sticky, heir_of)
             self._membership.check_lease()  # after completion too, before anyone relies on it (R1)
             with self._table.cond:
                 entry.sticky = sticky
@@ -170,25 +190,26 @@ class LockManager:
         self._table.cond.wait(max(left, 0.001))
 
     def _take(
-        self, entry: Entry, guards: Guards, mode: LockMode, deadline: float | None, sticky: bool
+        self, entry: Entry, guards: Guards, mode: LockMode, deadline: float | None, sticky: bool, heir_of: Holder | None
     ) -> None:
         """Take the lock on the volume, waiting for other hosts. `busy` is this thread's."""
         address = entry.address
         patient = deadline is None or deadline > self._clock.now()
         waiter = Waiter(
-            self._sectors, self._membership, self._recoverer, self._clock, self._random, address, mode, patient
+            self._sectors, self._membership, self.recoveries, self._clock, self._random, address, mode, patient
         )
         done = False
         try:
             while True:
                 self._check_open()
-                outcome = self._try(address, guards, mode, sticky, waiter)
+                outcome = self._try(address, guards, mode, sticky, waiter, heir_of)
                 if isinstance(outcome, Taken):
                     done = True
                     entry.raw = outcome.raw
                     entry.tenure = Tenure(outcome.record, self._membership.holder)
                     return
-                if outcome is not None and waiter.recover_dead(outcome):
+                # An heir is in the midst of a recovery, and must not wait for another one.
+                if outcome is not None and heir_of is None and waiter.recover_dead(outcome):
                     continue
                 self._wait_remotely(entry, guards, deadline, waiter, outcome)
         finally:
@@ -211,7 +232,7 @@ class LockManager:
             self._clock.sleep(HOLD_S if left is None else min(HOLD_S, left))
 
     def _try(
-        self, address: int, guards: Guards, mode: LockMode, sticky: bool, waiter: Waiter
+        self, address: int, guards: Guards, mode: LockMode, sticky: bool, waiter: Waiter, heir_of: Holder | None
     ) -> Taken | Refused | None:
         """One try; None while the lock is left to the host that asked for it (R11)."""
         with self._table.cond:
@@ -222,7 +243,7 @@ class LockManager:
         while True:
             try:
                 outcome = self._sectors.take(
-                    address, guards, mode, sticky=sticky, doubt=doubt, yields=waiter.yields
+                    address, guards, mode, sticky=sticky, doubt=doubt, yields=waiter.yields, heir_of=heir_of
                 )
                 break
             except FateUnknown as e:

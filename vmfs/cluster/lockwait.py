@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
-from collections.abc import Callable
 from typing import Final
 
 from vmfs.clock import Clock
 from vmfs.cluster.casio import STORAGE_ERRORS
 from vmfs.cluster.lockio import LockSectors, Refused
 from vmfs.cluster.membership import Membership
-from vmfs.errors import RequestsFull, SlotNotDead, VmfsError
+from vmfs.cluster.recoveries import Recoveries
+from vmfs.errors import RequestsFull, VmfsError
 from vmfs.ondisk.lock import FLAG_KEPT_UNTIL_ASKED, Holder, LockMode, LockRecord
 from vmfs.ondisk.slot import RequestKind
 
@@ -29,40 +28,6 @@ ASK_AFTER_S: Final = 1.0  # a holder that does not say that it wants to be asked
 DEATH_CHECK_S: Final = 0.05
 
 
-class Recoverer:
-    """Runs `recover(slot)` for one slot at a time, however many threads find its owner dead.
-
-    `_mutex` guards the set of slots under recovery, and is not held while one is recovered.
-    """
-
-    def __init__(self, membership: Membership, recover: Callable[[int], None]) -> None:
-        self._membership = membership
-        self._recover = recover
-        self._mutex = threading.Lock()
-        self._under_way: set[int] = set()
-
-    def recover_dead(self, holder: Holder) -> bool:
-        """Recover the slot that has to be recovered so that the holder's locks become void; False: none can be now.
-
-        Raises what `recover` raises, SlotNotDead apart (then another host was faster).
-        """
-        slot = self._membership.recovery.recoverable(holder.slot)
-        if slot is None:
-            return False
-        with self._mutex:
-            if slot in self._under_way:
-                return False
-            self._under_way.add(slot)
-        try:
-            self._recover(slot)
-        except SlotNotDead:
-            return False
-        finally:
-            with self._mutex:
-                self._under_way.discard(slot)
-        return True
-
-
 class Waiter:
     """One thread's wait for one lock. `close` takes back the mark and the requests."""
 
@@ -70,7 +35,7 @@ class Waiter:
         self,
         sectors: LockSectors,
         membership: Membership,
-        recoverer: Recoverer,
+        recoveries: Recoveries,
         clock: Clock,
         rng: random.Random,
         address: int,
@@ -80,7 +45,7 @@ class Waiter:
         """`patient` is False for a caller that does not wait: it yields to nobody, marks and asks nothing."""
         self._sectors = sectors
         self._membership = membership
-        self._recoverer = recoverer
+        self._recoveries = recoveries
         self._clock = clock
         self._random = rng
         self._address = address
@@ -108,7 +73,7 @@ class Waiter:
         if now < self._next_death_check:
             return False
         self._next_death_check = now + DEATH_CHECK_S
-        recovered = [self._recoverer.recover_dead(h) for h in refused.holders]
+        recovered = [self._recoveries.recover_dead(h) for h in refused.holders]
         return any(recovered)
 
     def pause(self, refused: Refused, left_s: float | None) -> None:

@@ -170,7 +170,7 @@ class Recovery:
         raw = new.pack(self._region.sector_bytes)
         address = self._region.address(slot)
         return swap_settled(
-            self._region.extents, address, old, raw, clock=self._clock, before_each=self._check_lease
+            self._region.registers, address, old, raw, clock=self._clock, before_each=self._check_lease
         )
 
 

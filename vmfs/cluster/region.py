@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmfs.clock import Clock
-from vmfs.devices.extents import ExtentSet
+from vmfs.cluster.registers import Registers
 from vmfs.errors import DamagedBlock, UnsupportedFormat
 from vmfs.ondisk.slot import SlotRecord, parse_slot
 
@@ -61,13 +61,14 @@ class SlotRegion:
     """
 
     def __init__(
-        self, extents: ExtentSet, base_address: int, stride: int, count: int, volume_prefix: bytes, clock: Clock
+        self, registers: Registers, base_address: int, stride: int, count: int, volume_prefix: bytes, clock: Clock
     ) -> None:
         """`volume_prefix`: the first 8 bytes of the volume's UUID."""
-        self.extents = extents
+        self.registers = registers
+        self.extents = registers.extents
         self.count = count
         self.volume_prefix = volume_prefix
-        self.sector_bytes = extents.locate(base_address)[0].logical_block_bytes
+        self.sector_bytes = registers.image_bytes(base_address)
         self._base = base_address
         self._stride = stride
         self._clock = clock
@@ -88,11 +89,9 @@ class SlotRegion:
         for first in range(0, self.count, per_read):
             number = min(per_read, self.count - first)
             submitted = self._clock.now()
-            data = self.extents.read(self.address(first), number * self._stride)
+            images = self.registers.look_many(self.address(first), self._stride, number)
             completed = self._clock.now()
-            for i in range(number):
-                raw = data[i * self._stride : i * self._stride + self.sector_bytes]
-                views.append(self._view(first + i, raw, submitted, completed))
+            views.extend(self._view(first + i, image, submitted, completed) for i, image in enumerate(images))
         for slot in [v.slot for v in views if v.record is None]:
             views[slot] = self.read(slot)
         return RegionSnapshot(tuple(views), began, self._clock.now())
@@ -101,16 +100,24 @@ class SlotRegion:
         """Read one slot afresh; again for a short while when it does not parse. Raises DeviceError, DeviceGone."""
         for attempt in range(REREADS):
             submitted = self._clock.now()
-            raw = self.extents.read(self.address(slot), self.sector_bytes)
-            view = self._view(slot, raw, submitted, self._clock.now())
-            if view.record is not None or not any(raw):
+            view = self._view(slot, self._read_one(slot), submitted, self._clock.now())
+            if view.record is not None or not any(view.raw):
                 break
             if attempt < REREADS - 1:
                 self._clock.sleep(REREAD_PAUSE_S)
         return view
 
-    def _view(self, slot: int, raw: bytes, submitted: float, completed: float) -> SlotView:
+    def _read_one(self, slot: int) -> bytes | DamagedBlock:
+        try:
+            return self.registers.read(self.address(slot))
+        except DamagedBlock as e:
+            return e
+
+    def _view(self, slot: int, image: bytes | DamagedBlock, submitted: float, completed: float) -> SlotView:
         address = self.address(slot)
+        if isinstance(image, DamagedBlock):
+            return SlotView(slot, address, b"", None, image.what, submitted, completed)
+        raw = image
         with self._mutex:
             known = self._parsed.get(slot)
         if known is not None and known[0] == raw:

@@ -20,6 +20,7 @@ from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
 from vmfs.cluster.membership import Membership, MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
+from vmfs.cluster.registers import DirectRegisters
 from vmfs.cluster.timers import Timers
 from vmfs.control.contract import MountOptions
 from vmfs.control.server import ControlServer
@@ -90,7 +91,7 @@ class MountedVolume:
         self._locks: LockManager | None = None
         sb, geometry = volume.superblock, volume.geometry
         region = SlotRegion(
-            volume.extents, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
+            DirectRegisters(volume.extents), sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
         t = sb.timers
         timers = Timers(
@@ -99,7 +100,7 @@ class MountedVolume:
         callbacks = MembershipCallbacks(on_request=self._on_request, on_fenced=self._on_fenced)
         self.membership = Membership(
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
-            callbacks=callbacks,
+            callbacks=callbacks, rng=rng,
         )  # fmt: skip
         self.membership.claim()
         try:
@@ -131,10 +132,11 @@ class MountedVolume:
         store.hold(slot_lock, holder.incarnation)
         transactions = Transactions(committing, journal, volume.uuid, sb.label, store.version, groups.on_settled)
         locks = LockManager(
-            volume.extents, membership, clock,
+            membership, clock,
             before_release=self._before_release,
             recover=self._recover_slot,
             describe=self._describe_lock,
+            rng=rng,
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
