@@ -33,6 +33,7 @@ from vmfs.devices.contract import (
     check_compare_and_write,
     check_range,
 )
+from vmfs.devices.ram import RamDevice
 from vmfs.devices.reservations import Reservations
 from vmfs.devices.writecache import VolatileCache
 from vmfs.errors import DeviceError, DeviceGone, DeviceReadOnly
@@ -61,6 +62,16 @@ class FaultPlan:
     power_cut_after_writes: int | None = None  # that write raises, of unknown fate; writes are counted from 1
 
 
+@dataclass(frozen=True, slots=True)
+class _LateWrite:
+    """Lands before the write of number `due`; `land` says whether it did, or was ended by a PREEMPT AND ABORT."""
+
+    due: int
+    offset: int
+    length: int
+    land: Callable[[], bool]
+
+
 class FaultDevice:
     """`inner` with faults. It owns `inner`, and closes it.
 
@@ -85,7 +96,7 @@ class FaultDevice:
         self._random = random.Random(seed)
         self._mutex = threading.Lock()
         self._cache = VolatileCache(inner)
-        self._late: list[tuple[int, int, bytes]] = []  # (lands before this write's number, offset, data)
+        self._late: list[_LateWrite] = []
         self._writes = 0
         self._cut = False
         self._closed = False
@@ -289,7 +300,8 @@ class FaultDevice:
         if self._strikes(plan.write_error_rate):
             raise self._fault("write", offset, len(data), "injected EIO, nothing landed")
         if self._strikes(plan.late_write_rate):
-            self._late.append((self._writes + plan.late_after_writes, offset, data))
+            due = self._writes + plan.late_after_writes
+            self._late.append(_LateWrite(due, offset, len(data), self._take_late(offset, data)))
             raise self._fault("write", offset, len(data), "injected timeout, lands late")
         if self._strikes(plan.lost_write_rate):
             self._note(f"write {self._writes} of {len(data)} bytes at {offset}: lost")
@@ -336,14 +348,25 @@ class FaultDevice:
         if self._cache.held_bytes > self._plan.cache_bytes:
             self._cache.destage()
 
+    def _take_late(self, offset: int, data: bytes) -> Callable[[], bool]:
+        """Where it waits: in the cache's place, or in the queue of a LUN that can abort it there."""
+        if not self._plan.volatile_cache and isinstance(self._inner, RamDevice):
+            return self._inner.accept(offset, data)
+
+        def land() -> bool:
+            self._land(offset, data)
+            return True
+
+        return land
+
     def _land_late(self, *, everything: bool) -> None:
         waiting, self._late = self._late, []
-        for due, offset, data in waiting:
-            if everything or due <= self._writes:
-                self._note(f"late write of {len(data)} bytes at {offset} lands before write {self._writes}")
-                self._land(offset, data)
+        for late in waiting:
+            if everything or late.due <= self._writes:
+                fate = f"lands before write {self._writes}" if late.land() else "was aborted by the LUN"
+                self._note(f"late write of {late.length} bytes at {late.offset} {fate}")
             else:
-                self._late.append((due, offset, data))
+                self._late.append(late)
 
     def _cut_when_due(self, operation: str, offset: int, length: int) -> None:
         due = self._plan.power_cut_after_writes
