@@ -246,8 +246,8 @@ def test_replay_writes_inodes_last_and_may_be_repeated(monkeypatch: pytest.Monke
         write(self, offset, data)
 
     monkeypatch.setattr(RamDevice, "write", noted)
-    assert replay(ring.io, ring.place, holds_all) == 2
+    assert replay(ring.io, ring.place, holds_all).blocks == 2
     assert written == [image(5).address, address]
-    assert replay(ring.io, ring.place, holds_all) == 2
+    assert replay(ring.io, ring.place, holds_all).blocks == 2
     assert ring.device.read(address, METADATA_BLOCK_BYTES) == block
     assert ring.device.read(image(5).address, METADATA_BLOCK_BYTES) == image(5, 5).data

@@ -112,8 +112,8 @@ class LockSectors:
     ) -> Taken | Refused:
         """Try to take the lock, without waiting for its holders.
 
-        `yields` says whether to leave a lock to the waiter that is marked in it. A hold of `heir_of`, a dead incarnation
-        that this mount recovers, passes to this host. Raises FateUnknown, and as `read`.
+        `yields` says whether to leave a lock to the waiter that is marked in it. A hold of `heir_of`, an incarnation
+        that this mount is recovering, passes to this host. Raises FateUnknown, and as `read`.
         """
         me = self._membership.holder
         for _ in range(_RACES):

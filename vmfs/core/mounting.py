@@ -52,7 +52,7 @@ from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
 from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
-from vmfs.errors import DamagedBlock, DeviceNotUsable, SlotNotDead, VmfsError
+from vmfs.errors import DamagedBlock, DeviceNotUsable, VmfsError
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
@@ -178,7 +178,8 @@ class MountedVolume:
         tried = set(self.membership.predecessors)
         for slot in self.membership.predecessors:
             try:
-                self.recoverer.recover(slot)
+                with self.core.locks.recoveries.alone(slot):
+                    self.recoverer.recover(slot)
             except DamagedBlock as error:
                 # Left FAILED for an operator (R6). What it had locked stays locked; the rest of the volume serves.
                 log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
@@ -187,11 +188,10 @@ class MountedVolume:
             tried |= dead
             for slot in sorted(dead):
                 try:
-                    self.recoverer.recover(slot)
-                except SlotNotDead:
-                    pass  # another mount is at it already
+                    self.core.locks.recoveries.run(slot)  # unless another mount is at it already
                 except VmfsError as error:
                     log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
+        self.core.locks.recoveries.start()
         self.reaper.start()
         self.reaper.kick()
         self.publisher.start()
@@ -262,6 +262,7 @@ class MountedVolume:
 
     def leave(self) -> None:
         """Settle everything and free the slot. Raises VmfsError when that fails; then `abandon`."""
+        self.core.locks.recoveries.stop()
         self.reaper.stop()
         self.publisher.stop()
         self.reaper.finish_all()
@@ -273,6 +274,7 @@ class MountedVolume:
     def abandon(self) -> None:
         """End all threads and leave the slot as it is: the next mount recovers it."""
         self._patience.give_up()
+        self.core.locks.recoveries.stop()
         self.reaper.stop()
         self.publisher.stop()
         self.core.transactions.fail("the mount was abandoned")

@@ -15,6 +15,7 @@ from errno import EBUSY, ENOSPC, ESTALE
 from functools import partial
 from typing import Final
 
+from vmfs.cluster.locktable import Tenure
 from vmfs.core.filemap import last_leaf, leaf, leaf_indexes
 from vmfs.core.inodes import Inodes, LiveNodes
 from vmfs.core.objects import DirectoryObject, InodeObject, NodeObject
@@ -35,6 +36,9 @@ _ROOM_WAIT_SECONDS: Final = 30.0  # a removal waits that long for earlier ones t
 _RETRY_SECONDS: Final = 2.0  # after something was busy
 _GROUP_WAIT_SECONDS: Final = 5.0
 
+OrphanKey = tuple[int, int]
+"""(inode, generation)."""
+
 
 class Reaper:
     """Works off this host's orphan list. The list is guarded by the control mutex, the work by `_working`."""
@@ -50,6 +54,8 @@ class Reaper:
         self._working = threading.Lock()
         self._progress = threading.Condition()
         self._thread: threading.Thread | None = None
+        # Locks of a dead host's half-cut files, pinned until they are cut. Guarded by the control mutex.
+        self._adopted: dict[OrphanKey, Tenure] = {}
 
     # -- the list ----------------------------------------------------------------------------------
 
@@ -74,6 +80,19 @@ class Reaper:
             self._progress.wait_for(
                 lambda: len(self._core.orphans.entries) < CAPACITY - _RESERVE, timeout=_ROOM_WAIT_SECONDS
             )
+
+    def adopt(self, key: OrphanKey, tenure: Tenure) -> None:
+        """Keep the lock of a file on the list until it is done: nobody may make it longer before. Under the mutex."""
+        before = self._adopted.get(key)
+        self._adopted[key] = tenure
+        if before is not None:
+            self._core.locks.unpin(before)
+
+    def _let_go(self, key: OrphanKey) -> None:
+        with self._core.transactions.mutex:
+            tenure = self._adopted.pop(key, None)
+        if tenure is not None:
+            self._core.locks.unpin(tenure)
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -129,9 +148,12 @@ class Reaper:
                     continue
                 try:
                     self.finish(number, generation, kind)
+                    self._let_go((number, generation))
                 except OSError as error:
                     if error.errno not in (EBUSY, ESTALE):
                         log.error("volume %s: removing inode %d: %s", self._core.name, number, error)
+                    else:
+                        self._let_go((number, generation))  # what could not be freed reads as zeros
                 except (LeaseLost, MountFailed):
                     raise
                 except VmfsError as error:

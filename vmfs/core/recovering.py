@@ -2,103 +2,217 @@
 
 The states of the slot and the proof of death are `vmfs.cluster.recovery`'s; the rules R2, R5 and R6 of docs/locking.md.
 Every step can be done again: a recoverer that dies half-way leaves the rest to the next one.
+
+The order. (1) The slot becomes RECOVERING by this mount, and the dead host is fenced. (2) Its journal is replayed and
+flushed. (3) Its orphan list is copied onto this host's, durably. (4) The locks of files that it was cutting become this
+host's own, in one compare-and-write each: they are never free in between, so nobody makes such a file longer before
+what it was cut off is gone. (5) Its list is emptied. (6) The slot becomes free, and with it all its other locks.
+Whoever dies between (3) and (5) leaves entries on both lists, which does no harm: they are looked at before they are
+worked off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
+from vmfs.cluster.recovery import DeathProof
+from vmfs.core.leased import LeasedIO
 from vmfs.core.objects import OrphansObject
-from vmfs.core.reaper import Reaper
-from vmfs.core.replay import JournalPlace, replay
+from vmfs.core.reaper import OrphanKey, Reaper
+from vmfs.core.replay import JournalPlace, Replayed, replay
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import DamagedBlock, VmfsError
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
-from vmfs.ondisk.lock import Holder
+from vmfs.ondisk.lock import Guards, Holder, LockRecord
 from vmfs.ondisk.orphans import CAPACITY, OrphanKind
+from vmfs.ondisk.slot import SlotRecord
+from vmfs.volume import Volume
 
 log = logging.getLogger("vmfs.core")
 
 _LIST_ROOM: Final = 64  # places kept for this host's own removals while it takes over another's
 
 
+@dataclass(slots=True)
+class Recovered:
+    """What the recovery of a slot has done. Times in seconds."""
+
+    dead: SlotRecord
+    why: DeathProof | None
+    silent_seconds: float
+    replayed: Replayed | None = None
+    """None: the journal was given up, by an operator's order."""
+    removals: int = 0
+    locks: int = 0
+    """Locks that passed to this host with their files' unfinished truncations."""
+    steps: list[tuple[str, float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        d = self.dead
+        why = f": {self.why.value}" if self.why is not None else ""
+        done = "its journal given up"
+        if self.replayed is not None:
+            done = f"{self.replayed.records} records with {self.replayed.blocks} blocks replayed"
+        times = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in self.steps)
+        return (
+            f"host {d.host_name} (slot {d.slot}, incarnation {d.incarnation}; silent for {self.silent_seconds:.1f} s"
+            f"{why}): {done}, {self.removals} removals taken over, {self.locks} locks; {times}"
+        )
+
+
 class SlotRecoverer:
-    """Recovers slots on behalf of this mount."""
+    """Recovers slots on behalf of this mount; `vmfs.cluster.recoveries` sees that no slot is done twice at once."""
 
     def __init__(self, core: Core, reaper: Reaper) -> None:
         self._core = core
         self._reaper = reaper
 
-    def recover(self, slot: int) -> None:
-        """Recover one dead slot. Raises SlotNotDead, LeaseLost, DeviceError (then it can be tried again),
-        DamagedBlock when the journal cannot be read: the slot is left FAILED, for an operator."""
+    def recover(self, slot: int, *, operator: bool = False, discard_journal: bool = False) -> Recovered:
+        """Recover one dead slot; `operator` says that its host is dead, whatever this host knows of it.
+
+        Raises SlotNotDead, LeaseLost, DeviceError (then it can be tried again), DamagedBlock when the journal or the
+        orphan list cannot be read: the slot is left FAILED, for an operator, who may order `discard_journal`.
+        """
         core = self._core
-        dead = core.membership.begin_recovery(slot)
+        clock = core.clock
+        view = core.membership.read_slot(slot)
+        now = clock.now()
+        why = core.membership.recovery.proof(view, now)
+        found = Recovered(view.require(), why, core.membership.watcher.silent_for(view, now))
+
+        def done(step: str) -> None:
+            nonlocal now
+            began, now = now, clock.now()
+            found.steps.append((step, now - began))
+
+        found.dead = core.membership.begin_recovery(slot, operator=operator)
+        done("begin and fence")
         try:
-            blocks = self._replay(slot, dead.holder)
-            taken = self._take_over_orphans(slot)
-        except DamagedBlock:
+            if not discard_journal:
+                peek = core.locks.peek
+                found.replayed = replay_slot(core.volume, core.io, peek, slot, found.dead.holder)
+            done("replay")
+            self._take_over_orphans(found, discard_journal)
+            done("removals")
+        except DamagedBlock as error:
             core.membership.fail_recovery(slot)
+            log.error(
+                "volume %s: the recovery of host %s has failed, slot %d is left so: %s; what it had locked stays "
+                "locked until `vmfsctl recover %d`",
+                core.name, found.dead.host_name, slot, error, slot,
+            )  # fmt: skip
             raise
         except VmfsError:
-            core.membership.hand_back(slot)
+            with contextlib.suppress(VmfsError):  # it stays this host's, then, to be tried again
+                core.membership.hand_back(slot)
             raise
         core.membership.finish_recovery(slot)
-        log.warning(
-            "volume %s: recovered host %s (slot %d, incarnation %d): %d blocks replayed, %d removals taken over",
-            core.name, dead.host_name, slot, dead.incarnation, blocks, taken,
-        )  # fmt: skip
+        done("finish")
+        log.warning("volume %s: recovered %s", core.name, found)
         self._reaper.kick()
+        return found
 
-    def _replay(self, slot: int, dead: Holder) -> int:
+    def _take_over_orphans(self, found: Recovered, discard: bool) -> None:
+        """Move the dead host's list onto this host's, with the locks that must not become free before it is done."""
         core = self._core
-        slot_address = core.geometry.slot_address(slot)
-
-        def holds(lock: int, version: int) -> bool:
-            if lock == slot_address:
-                return version == dead.incarnation
-            record = core.locks.peek(lock)
-            return record.owner == dead and record.version == version
-
-        place = JournalPlace(
-            core.geometry.journal_address(slot), core.volume.superblock.journal_bytes, core.volume.uuid, slot,
-            dead.incarnation,
-        )  # fmt: skip
-        return replay(core.io, place, holds)
-
-    def _take_over_orphans(self, slot: int) -> int:
-        """Move the dead host's list onto this host's, durably: its last part in one transaction with emptying it."""
-        core = self._core
+        slot = found.dead.slot
         address = core.geometry.orphans_address(slot)
         block = core.io.read(address, METADATA_BLOCK_BYTES)
-        entries, generation = orphans_format.parse(block, address, core.volume.uuid, slot)
+        try:
+            entries, generation = orphans_format.parse(block, address, core.volume.uuid, slot)
+        except DamagedBlock as error:
+            if not discard:
+                raise
+            log.error("volume %s: given up with the journal: %s", core.name, error)
+            self._write_list(OrphansObject(address, core.orphans.lock, slot, {}, 0))
+            return
         if not entries:
-            return 0
+            return
         with core.transactions.mutex:
             room = max(0, CAPACITY - _LIST_ROOM - len(core.orphans.entries))
-        # What finds no room stays where it is: it is the work of whoever claims that slot next.
-        pending = list(entries.items())
+        # What finds no room stays where it is: it is the work of whoever claims that slot next. Truncations go first.
+        pending = sorted(entries.items(), key=lambda item: item[1] != OrphanKind.TRIM)
         taken, left = dict(pending[:room]), dict(pending[room:])
         if left:
             log.warning("volume %s: %d removals are left to the next host in slot %d", core.name, len(left), slot)
-        # Through this host's journal, as covered by its own slot: a block that is torn by a power cut is whole again
-        # when this host has been recovered in its turn.
-        theirs = OrphansObject(address, core.orphans.lock, slot, left, generation)
         with core.transactions.operation() as op:
             self._add(op, taken)
+        core.transactions.commit()
+        for key, kind in taken.items():
+            if kind == OrphanKind.TRIM:
+                found.locks += inherit(core, self._reaper, key, found.dead.holder)
+        self._write_list(OrphansObject(address, core.orphans.lock, slot, left, generation))
+        found.removals = len(taken)
+
+    def _write_list(self, theirs: OrphansObject) -> None:
+        """Write a list that is not this slot's, durably.
+
+        Through this host's journal, as covered by its own slot: a block that is torn by a power cut is whole again
+        when this host has been recovered in its turn.
+        """
+        core = self._core
+        with core.transactions.operation() as op:
             op.add(theirs)
         core.transactions.settle()
         # The slot's next host writes its list there: this journal's image of it must not come back.
         with core.transactions.operation() as op:
             op.drop(theirs)
         core.transactions.commit()
-        return len(taken)
 
-    def _add(self, op: Operation, entries: dict[tuple[int, int], OrphanKind]) -> None:
+    def _add(self, op: Operation, entries: dict[OrphanKey, OrphanKind]) -> None:
         orphans = self._core.orphans
         op.touch(orphans)
         for key, kind in entries.items():
             orphans.entries[key] = min(kind, orphans.entries.get(key, kind))
+
+
+def replay_slot(
+    volume: Volume, io: LeasedIO, peek: Callable[[int], LockRecord], slot: int, dead: Holder
+) -> Replayed:
+    """Replay a dead incarnation's journal (R5). `peek` reads a lock. Raises DamagedBlock, DeviceError, LeaseLost."""
+    geometry = volume.geometry
+    slot_address = geometry.slot_address(slot)
+
+    def holds(lock: int, version: int) -> bool:
+        if lock == slot_address:
+            return version == dead.incarnation
+        record = peek(lock)
+        return record.owner == dead and record.version == version
+
+    return replay(io, journal_place(volume, slot, dead.incarnation), holds)
+
+
+def journal_place(volume: Volume, slot: int, incarnation: int) -> JournalPlace:
+    """Where the journal of an incarnation lies."""
+    address = volume.geometry.journal_address(slot)
+    return JournalPlace(address, volume.superblock.journal_bytes, volume.uuid, slot, incarnation)
+
+
+def inherit(core: Core, reaper: Reaper, key: OrphanKey, dead: Holder) -> bool:
+    """Have the lock of a file that the dead incarnation was cutting pass to this host, until it is cut.
+
+    False when there is nothing to take over: then the cut was done, or hidden, before the lock was given up. Raises
+    VmfsError when the lock's fate is not known.
+    """
+    number, _ = key
+    try:
+        core.geometry.check_inode(number)
+    except DamagedBlock:
+        return False  # the list is forged, or very old: whoever works it off says so
+    try:
+        tenure = core.locks.inherit(core.geometry.inode_lock_address(number), Guards.INODE, dead)
+    except DamagedBlock as error:
+        log.error("volume %s: inode %d stays as it is: %s", core.name, number, error)  # nobody can lock it any more
+        return False
+    if tenure is None:
+        return False
+    with core.transactions.mutex:
+        core.store.hold(tenure.address, tenure.version)
+        reaper.adopt(key, tenure)
+    return True

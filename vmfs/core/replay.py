@@ -86,17 +86,29 @@ def images_to_write(records: list[Record], holds: Callable[[int, int], bool]) ->
     return result
 
 
-def replay(io: LeasedIO, place: JournalPlace, holds: Callable[[int, int], bool]) -> int:
-    """Write what the journal holds in place and flush. Returns the number of blocks written.
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay found and wrote."""
+
+    records: int
+    blocks: int
+
+
+def read_journal(io: LeasedIO, place: JournalPlace) -> bytes:
+    """All of a journal. Raises DeviceError."""
+    return b"".join(
+        io.read(place.address + at, min(1 << 20, place.size_bytes - at)) for at in range(0, place.size_bytes, 1 << 20)
+    )
+
+
+def replay(io: LeasedIO, place: JournalPlace, holds: Callable[[int, int], bool]) -> Replayed:
+    """Write what the journal holds in place and flush.
 
     Raises:
         DamagedBlock: the journal has no readable header, or a damaged record within.
         DeviceError: the storage failed; nothing is lost, replay can be tried again.
     """
-    data = b"".join(
-        io.read(place.address + at, min(1 << 20, place.size_bytes - at)) for at in range(0, place.size_bytes, 1 << 20)
-    )
-    records = read_records(data, place)
+    records = read_records(read_journal(io, place), place)
     images = images_to_write(records, holds)
     inodes = [(i.address, i.data) for i in images if _is_inode(i)]
     others = [(i.address, i.data) for i in images if not _is_inode(i)]
@@ -107,7 +119,7 @@ def replay(io: LeasedIO, place: JournalPlace, holds: Callable[[int, int], bool])
         "slot %d incarnation %d: replayed %d journal records, %d blocks",
         place.slot, place.incarnation, len(records), len(images),
     )  # fmt: skip
-    return len(images)
+    return Replayed(len(records), len(images))
 
 
 def _is_inode(image: Image) -> bool:
