@@ -1,0 +1,107 @@
+"""Persistent reservations of a LUN over SCSI commands (SPC-4, 5.12 and 6.15 f.), for every transport.
+
+A host may reach a LUN by several nexuses at once (the sessions of an iSCSI device). A registration belongs to one
+nexus, so the key is registered on all of them; PREEMPT AND ABORT of that key then takes all of them away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, Reservation
+from vmfs.devices.scsi.commands import (
+    ReserveIn,
+    ReserveOut,
+    persistent_reserve_in,
+    persistent_reserve_out,
+    reserve_list,
+)
+from vmfs.devices.scsi.issue import issue, issue_read
+from vmfs.devices.scsi.pages import KEYS_BYTES, RESERVATION_BYTES, parse_keys, parse_reservation
+from vmfs.devices.scsi.transport import ScsiTransport
+from vmfs.errors import DeviceError, ReservationConflict
+
+KEY_MAX: Final = (1 << 64) - 1
+
+
+class ScsiReservations:
+    """`Reservations` of one LUN. Thread-safe as its transports are; keeps nothing but the key that it registered.
+
+    Two threads must not register different keys at once.
+    """
+
+    def __init__(self, transport: ScsiTransport, nexuses: Callable[[], Sequence[ScsiTransport]]) -> None:
+        """`nexuses()` are all the nexuses that this host may write by; `transport` uses any one of them."""
+        self._transport = transport
+        self._nexuses = nexuses
+        self._key = 0
+
+    def register(self, key: int) -> None:
+        """As the contract, on every nexus. When it raised, some of them may be registered: register again."""
+        if not 0 < key <= KEY_MAX:
+            raise ValueError(f"{key} is no reservation key")
+        self._key = key
+        for nexus in self._nexuses():
+            self._register(nexus, key)
+
+    def unregister(self) -> None:
+        for nexus in self._nexuses():
+            self._register(nexus, 0)
+        self._key = 0
+
+    def reserve(self) -> None:
+        found = self.reservation()
+        if found is not None and found.type == WRITE_EXCLUSIVE_ALL_REGISTRANTS:
+            return
+        try:
+            self._out(self._transport, ReserveOut.RESERVE, "reserve", reserve_list(self._key))
+        except ReservationConflict:
+            # Another host was faster, or something holds a reservation of another type.
+            found = self.reservation()
+            if found is None or found.type != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
+                raise
+
+    def preempt_and_abort(self, key: int) -> bool:
+        if key not in self.keys():
+            return False
+        try:
+            self._out(self._transport, ReserveOut.PREEMPT_AND_ABORT, "preempt and abort", reserve_list(self._key, key))
+        except ReservationConflict:
+            # So a target says also that the key went away meanwhile: another host has done it.
+            keys = self.keys()
+            if self._key not in keys or key in keys:
+                raise
+            return False
+        if key in self.keys():
+            reason = f"key {key:#x} is registered still"
+            raise DeviceError(self._transport.name, "preempt and abort", 0, 0, reason)
+        return True
+
+    def clear(self) -> None:
+        self._out(self._transport, ReserveOut.CLEAR, "clear reservations", reserve_list(self._key))
+
+    def keys(self) -> tuple[int, ...]:
+        data = self._in(ReserveIn.READ_KEYS, "read keys", KEYS_BYTES)
+        try:
+            return parse_keys(data)
+        except ValueError as error:
+            raise DeviceError(self._transport.name, "read keys", 0, len(data), str(error)) from error
+
+    def reservation(self) -> Reservation | None:
+        data = self._in(ReserveIn.READ_RESERVATION, "read reservation", RESERVATION_BYTES)
+        try:
+            return parse_reservation(data)
+        except ValueError as error:
+            raise DeviceError(self._transport.name, "read reservation", 0, len(data), str(error)) from error
+
+    def _register(self, nexus: ScsiTransport, key: int) -> None:
+        action = ReserveOut.REGISTER_AND_IGNORE_EXISTING_KEY
+        self._out(nexus, action, "register", reserve_list(0, key, aptpl=key != 0))
+
+    def _out(self, nexus: ScsiTransport, action: ReserveOut, operation: str, parameters: bytes) -> None:
+        cdb = persistent_reserve_out(action)
+        issue(nexus, cdb, operation, 0, len(parameters), data_out=parameters)
+
+    def _in(self, action: ReserveIn, operation: str, allocation_bytes: int) -> bytes:
+        return issue_read(self._transport, persistent_reserve_in(action, allocation_bytes), operation, allocation_bytes)
