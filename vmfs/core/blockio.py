@@ -6,11 +6,11 @@ import mmap
 import os
 import stat
 import threading
-from errno import ENOSPC
+from errno import EBADE, ENOSPC
 from typing import Final
 
 from vmfs.devices.extents import ExtentSet
-from vmfs.errors import DeviceError
+from vmfs.errors import DeviceError, ReservationConflict
 
 _EXTENT_SHIFT: Final = 56
 _OFFSET_MASK: Final = (1 << _EXTENT_SHIFT) - 1
@@ -49,6 +49,13 @@ class BlockIO:
         if fd < 0:
             self._extents.write(address, buf)
             return
+        gate = self._extents.gate
+        if gate is None:
+            self._write_to(fd, least, address, buf)
+        else:
+            gate.run(lambda: self._write_to(fd, least, address, buf), self._extents.device(extent).name)
+
+    def _write_to(self, fd: int, least: int, address: int, buf: memoryview) -> None:
         offset = address & _OFFSET_MASK
         try:
             if least and (size := os.lseek(fd, 0, os.SEEK_END)) < least and size < offset + len(buf):
@@ -62,7 +69,9 @@ class BlockIO:
     def _failed(self, operation: str, address: int, buf: memoryview, why: OSError | str) -> DeviceError:
         name = self._extents.device(address >> _EXTENT_SHIFT).name
         reason = why if isinstance(why, str) else why.strerror or str(why)
-        failed = DeviceError(name, operation, address & _OFFSET_MASK, len(buf), reason)
+        # EBADE is how Linux hands a RESERVATION CONFLICT on.
+        kind = ReservationConflict if isinstance(why, OSError) and why.errno == EBADE else DeviceError
+        failed = kind(name, operation, address & _OFFSET_MASK, len(buf), reason)
         if isinstance(why, OSError) and why.errno == ENOSPC:
             failed.errno = ENOSPC  # a thin LUN is full: a hypervisor pauses its guest at this one, and goes on later
         return failed

@@ -18,7 +18,14 @@ from contextlib import contextmanager
 from vmfs.devices.contract import LockMethod, ReadableBuffer, check_compare_and_write, check_range
 from vmfs.devices.ofdlock import OfdRangeLock
 from vmfs.devices.reservations import Reservations
-from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable, DeviceReadOnly, LockMethodUnusable
+from vmfs.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceNotUsable,
+    DeviceReadOnly,
+    LockMethodUnusable,
+    ReservationConflict,
+)
 
 SECTOR_BYTES_ALLOWED = (512, 4096)  # the two that disks have; the on-disk format is laid out for both
 BOUNCE_BYTES = 1 << 20  # one FUSE request of the largest size; kept by each thread that transfers unaligned memory
@@ -259,4 +266,6 @@ class DirectDevice(abc.ABC):
             if error.errno in _GONE:
                 raise DeviceGone(f"device {self._name} ({operation} at byte {offset})") from error
             reason = error.strerror or str(error)
-            raise DeviceError(self._name, operation, offset, length, reason) from error
+            # EBADE is how Linux hands a RESERVATION CONFLICT on.
+            kind = ReservationConflict if error.errno == errno.EBADE else DeviceError
+            raise kind(self._name, operation, offset, length, reason) from error

@@ -7,10 +7,14 @@ that extent. Address 0 is therefore the first byte of extent 0.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from vmfs.devices.contract import Device, ReadableBuffer
+from vmfs.devices.writegate import WriteGate
 from vmfs.errors import DeviceGone, OutOfRange
+
+T = TypeVar("T")
 
 EXTENT_SHIFT_BITS = 56
 EXTENTS_MAX = 256
@@ -43,6 +47,8 @@ class ExtentSet:
         """Take over the devices, at most EXTENTS_MAX."""
         if not 0 < len(devices) <= EXTENTS_MAX:
             raise ValueError(f"a volume has 1 to {EXTENTS_MAX} extents, not {len(devices)}")
+        self.gate: WriteGate | None = None
+        """Set once, before the mount's first write, where hosts are fenced by reservations."""
         self._mutex = threading.Lock()
         self._devices = list(devices)
         # Writes that ended, and how many of them had ended when the last successful flush began. With a mere "dirty"
@@ -91,34 +97,22 @@ class ExtentSet:
     def write(self, address: int, data: ReadableBuffer) -> None:
         """As Device.write, at a volume address."""
         device, offset = self._range(address, memoryview(data).nbytes)
-        try:
-            device.write(offset, data)
-        finally:
-            self.note_written(address)
+        self._change(address, device, lambda: device.write(offset, data))
 
     def compare_and_write(self, address: int, old: bytes, new: bytes) -> bool:
         """As Device.compare_and_write, at a volume address."""
         device, offset = self._range(address, len(new))
-        try:
-            return device.compare_and_write(offset, old, new)
-        finally:
-            self.note_written(address)
+        return self._change(address, device, lambda: device.compare_and_write(offset, old, new))
 
     def discard(self, address: int, length: int) -> bool:
         """As Device.discard, at a volume address."""
         device, offset = self._range(address, length)
-        try:
-            return device.discard(offset, length)
-        finally:
-            self.note_written(address)
+        return self._change(address, device, lambda: device.discard(offset, length))
 
     def zero(self, address: int, length: int) -> None:
         """As Device.write_zeros, at a volume address."""
         device, offset = self._range(address, length)
-        try:
-            device.write_zeros(offset, length)
-        finally:
-            self.note_written(address)
+        self._change(address, device, lambda: device.write_zeros(offset, length))
 
     def note_written(self, address: int) -> None:
         """Say that a write to this extent has ended that went past this object (through a device's fileno)."""
@@ -133,15 +127,31 @@ class ExtentSet:
         with self._mutex:
             due = [(index, count) for index, count in enumerate(self._ended) if count > self._flushed[index]]
         for index, count in due:
-            self.device(index).flush()
+            self.flush_extent(index)
             with self._mutex:
                 self._flushed[index] = max(self._flushed[index], count)
+
+    def flush_extent(self, extent: int) -> None:
+        """As Device.flush, of one extent, whatever is known to have been written to it."""
+        device = self.device(extent)
+        gate = self.gate
+        if gate is None:
+            device.flush()
+        else:
+            gate.run(device.flush, device.name)
 
     def close(self) -> None:
         """Close every device."""
         for device in self._devices:
             if device is not None:
                 device.close()
+
+    def _change(self, address: int, device: Device, change: Callable[[], T]) -> T:
+        gate = self.gate
+        try:
+            return change() if gate is None else gate.run(change, device.name)
+        finally:
+            self.note_written(address)
 
     def _range(self, address: int, length: int) -> tuple[Device, int]:
         device, offset = self.locate(address)
