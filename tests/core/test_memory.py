@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.core.ramhost import CONTEXT, RamVolume
-from vmfs.core.inodes import Inodes
 from vmfs.core.objects import NodeObject
+from vmfs.core.unlocked import UnlockedReader
 from vmfs.fuse.contract import ROOT_ID
 from vmfs.ondisk.node import empty_pointers
 
@@ -39,10 +39,10 @@ def test_a_look_that_began_before_a_change_is_not_believed_after_it(
     node, fh = host.create("file")
     host.close(node, fh)
     assert host.core.locks.release(inodes.lock_address(node))
-    read_again = Inodes.read_again
+    read = UnlockedReader.read
 
-    def change_meanwhile(own: Inodes, address: int, parse: Callable[[bytes], object]) -> object:
-        found = read_again(own, address, parse)
+    def change_meanwhile(own: UnlockedReader, address: int, parse: Callable[[bytes], object]) -> object:
+        found = read(own, address, parse)
         monkeypatch.undo()
         other = host.open(node)
         host.write(other, 0, b"\1" * 100)
@@ -50,7 +50,7 @@ def test_a_look_that_began_before_a_change_is_not_believed_after_it(
         assert host.core.locks.release(inodes.lock_address(node))
         return found
 
-    monkeypatch.setattr(Inodes, "read_again", change_meanwhile)
+    monkeypatch.setattr(UnlockedReader, "read", change_meanwhile)
     assert inodes.look(node).inode.size == 0  # as it was when it was asked
     reader = host.open(node, os.O_RDONLY)
     assert host.read(reader, 0, 100) == b"\1" * 100

@@ -139,8 +139,13 @@ class DirectPort:
         self._mounted.cloner.clone(self._node(source), parent, name, 0, 0)
 
     def list(self, path: str) -> list[str]:
-        entries = self._fs.readdir(_ROOT, self._node(path), 0, 0)
-        return [e.name.decode() for e in entries if e.name not in (b".", b"..")]
+        node = self._node(path)
+        fh = self._fs.opendir(_ROOT, node, 0).fh
+        try:
+            entries = self._fs.readdir(_ROOT, node, fh, 0)
+            return [e.name.decode() for e in entries if e.name not in (b".", b"..")]
+        finally:
+            self._fs.releasedir(node, fh)
 
     def read(self, path: str) -> bytes:
         node = self._node(path)

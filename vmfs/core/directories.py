@@ -20,6 +20,7 @@ from vmfs.core.objects import DirectoryObject, InodeObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Operation
 from vmfs.core.units import Units
+from vmfs.core.unlocked import Changed
 from vmfs.errors import DamagedBlock, NoSpace
 from vmfs.geometry import Geometry
 from vmfs.ondisk.directory import DirectoryBlock, Entry, name_hash
@@ -34,10 +35,6 @@ _CHAIN_MAX_BLOCKS: Final = 1 << 16  # a longer overflow chain is a damaged one
 
 ReadBlock = Callable[[int, int, int], DirectoryBlock]
 """(address, map id, bucket) -> the block. Raises DamagedBlock, DeviceError."""
-
-
-class Changed(Exception):
-    """The directory was changed between two reads of a reader without its lock: look again."""
 
 
 def bucket_of(inode: Inode, hash_: int) -> tuple[int, int]:
@@ -88,28 +85,33 @@ def _reverse(value: int, bits: int) -> int:
     return int(f"{value:0{bits}b}"[::-1], 2) if bits else 0
 
 
-def list_from(
-    inode: Inode, source: NodeSource, read: ReadBlock, cookie: int
-) -> Iterator[tuple[int, Entry]]:
-    """(cookie, entry) of all entries behind `cookie`, in cookie order. Raises Changed, DamagedBlock, DeviceError."""
-    position = max(0, (cookie - _FIRST_COOKIE) >> _ORDINAL_BITS)
-    while position < 1 << COOKIE_HASH_BITS:
-        hash_ = _reverse(position, COOKIE_HASH_BITS)
-        bucket, bits = bucket_of(inode, hash_)
-        found: list[tuple[int, Entry]] = []
-        for _, block in _blocks(inode, source, read, bucket):
-            for entry in list(block.entries.values()):  # a clone may be entered while its directory is read
-                found.append((_reverse(entry.hash & ((1 << COOKIE_HASH_BITS) - 1), COOKIE_HASH_BITS), entry))
-        found.sort(key=lambda item: (item[0], item[1].hash, item[1].name))
-        ordinal, before = 0, -1
-        for place, entry in found:
-            ordinal = ordinal + 1 if place == before else 0
-            before = place
-            own = (place << _ORDINAL_BITS | min(ordinal, 15)) + _FIRST_COOKIE
-            if own > cookie:
-                yield own, entry
-        width = COOKIE_HASH_BITS - bits
-        position = ((position >> width) + 1) << width
+def position_of(cookie: int) -> int:
+    """Where in the order of reading the entries behind a cookie begin."""
+    return max(0, (cookie - _FIRST_COOKIE) >> _ORDINAL_BITS)
+
+
+def list_bucket(
+    inode: Inode, source: NodeSource, read: ReadBlock, position: int
+) -> tuple[list[tuple[int, Entry]], int | None]:
+    """((cookie, entry) of the whole bucket at a position, in cookie order; the next bucket's position, None: no more).
+
+    Raises Changed, DamagedBlock, DeviceError.
+    """
+    bucket, bits = bucket_of(inode, _reverse(position, COOKIE_HASH_BITS))
+    places: list[tuple[int, Entry]] = []
+    for _, block in _blocks(inode, source, read, bucket):
+        for entry in block.entries.values():
+            places.append((_reverse(entry.hash & ((1 << COOKIE_HASH_BITS) - 1), COOKIE_HASH_BITS), entry))
+    places.sort(key=lambda item: (item[0], item[1].hash, item[1].name))
+    found: list[tuple[int, Entry]] = []
+    ordinal, before = 0, -1
+    for place, entry in places:
+        ordinal = ordinal + 1 if place == before else 0
+        before = place
+        found.append(((place << _ORDINAL_BITS | min(ordinal, 15)) + _FIRST_COOKIE, entry))
+    width = COOKIE_HASH_BITS - bits
+    following = ((position >> width) + 1) << width
+    return found, following if following < 1 << COOKIE_HASH_BITS else None
 
 
 @dataclass(slots=True)

@@ -215,6 +215,7 @@ class FileOps:
     def _fill_holes(self, file: OpenFile, blocks: range) -> None:
         core = self._core
         while True:
+            file.view.ready(max(0, blocks.start - 1), blocks.stop - 1)
             with core.transactions.mutex:
                 holes = [b for b in blocks if not _allocated(file.view.pointer(b))]
                 if not holes:

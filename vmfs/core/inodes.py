@@ -1,7 +1,8 @@
 """Access to inodes: under their lock, or without it as readers on any host may look.
 
-Looking without the lock reads the disk, and believes what was read for BELIEVE_SECONDS. A block that another host is
-just writing may be torn: it is read again for a while before it counts as damaged.
+Looking without the lock reads the disk, and believes what was read for BELIEVE_SECONDS. Everything below an inode is
+read by a *walk* that starts from one look at it. When what it meets cannot be, `vmfs.core.unlocked` decides: it is
+damage, or the inode has changed meanwhile and the walk starts over (`Changed`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EBUSY, ESTALE
+from functools import partial
 from typing import Final, TypeVar
 
 from vmfs.cluster.locktable import LockRequest
 from vmfs.core.filemap import NodeSource
 from vmfs.core.objects import InodeObject, NodeObject
 from vmfs.core.state import BELIEVE_SECONDS, DIRECTORY_WAIT_SECONDS, LOCK_WAIT_SECONDS, Core
+from vmfs.core.unlocked import Changed, UnlockedReader
 from vmfs.core.views import flatten
 from vmfs.errors import DamagedBlock, LockedByOther
 from vmfs.ondisk import directory as directory_format
@@ -30,12 +33,12 @@ from vmfs.ondisk.lock import Guards, LockMode
 
 log = logging.getLogger("vmfs.core")
 
-TORN_RETRY_SECONDS: Final = 0.5  # a live owner's write of 4 KiB ends long before
-_TORN_PAUSE_SECONDS: Final = 0.005
+_CHANGED_PAUSE_SECONDS: Final = 0.005
+REST_SECONDS: Final = 10.0  # a walk that finds its inode changed again and again is given up after so long
+_READS_UNGUARDED: Final = 3  # of a block into the store while other blocks leave it, before it is read under the mutex
 _FROZEN_NODES_MAX: Final = 4096  # 16 MiB of nodes of frozen layers
 _FROZEN_INODES_MAX: Final = 1024
 _LOOSE_INODES_MAX: Final = 4096
-_DAMAGED_MAX: Final = 1024  # 4 MiB of blocks that stayed damaged
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -43,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An inode as a reader without its lock sees it: a private copy, and since when it is known to be so."""
+    """An inode as it was at one moment: a private copy, and since when it is known to be so."""
 
     inode: Inode
     since: float
@@ -52,13 +55,24 @@ class Seen:
     """Directory blocks read so far, kept as long as the inode is believed; None: they are in the store."""
 
 
+def _root(inode: Inode) -> tuple[object, ...]:
+    """All that says which blocks lie below an inode: while it stays the same, so does what is walked through."""
+    return (
+        inode.in_use, inode.inode_generation, inode.map_id, inode.height, inode.root, inode.level, inode.split,
+        inode.parent, inode.parent_generation, inode.inherit_limit,
+    )  # fmt: skip
+
+
 def stale(number: int) -> OSError:
     """The inode is no more, or is another file's now."""
     return OSError(ESTALE, f"inode {number} is no longer that file")
 
 
 class LiveNodes:
-    """Nodes of a map that may change: from the store while its lock is held here, else from the disk, not kept."""
+    """Nodes of a map that may change: from the store while its lock is held here, else from the disk, not kept.
+
+    What it returns does not change any more. The disk is read without the control mutex, unless the caller holds it.
+    """
 
     __slots__ = ("_core", "_inodes", "_lock")
 
@@ -68,10 +82,11 @@ class LiveNodes:
         self._lock = lock
 
     def pointers(self, address: int, map_id: int, level: int, index: int) -> array[int]:
-        with self._core.transactions.mutex:
-            if self._core.store.holds(self._lock):
-                return self._core.store.node(address, self._lock, map_id, level, index).pointers
-        return self._inodes.read_node(address, map_id, level, index)
+        def find(block: bytes | None) -> array[int]:
+            return self._core.store.node(address, self._lock, map_id, level, index, block).pointers[:]
+
+        found = self._inodes.from_store(self._lock, address, find)
+        return found if found is not None else self._inodes.read_node(address, map_id, level, index)
 
 
 class FrozenNodes:
@@ -102,8 +117,7 @@ class Inodes:
         self._epoch = 0
         """Grows with every `forget`: what was read before one is not believed after it."""
         self._frozen: dict[tuple[int, int], Inode] = {}
-        # Blocks that stayed damaged, by address: whoever reads the same bytes again need not wait for a writer.
-        self._damaged: dict[int, bytes] = {}
+        self._unlocked = UnlockedReader(core)
         self.nodes: NodeSource = FrozenNodes(self)
 
     # -- under locks -------------------------------------------------------------------------------
@@ -181,15 +195,14 @@ class Inodes:
             now = core.clock.now()
             epoch = self._epoch
             if core.store.holds(lock):
-                obj = core.store.inode(number)
-                if not obj.inode.in_use:
+                inode = core.store.inode(number).snapshot()
+                if not inode.in_use:
                     raise stale(number)
-                return Seen(obj.inode, now, LiveNodes(core, self, lock))
+                return Seen(inode, now, LiveNodes(core, self, lock))
             seen = self._loose.get(number)
             if not fresh and seen is not None and now - seen.since <= BELIEVE_SECONDS:
                 return seen
-        address = inode_format.inode_address(number)
-        found = self.read_again(address, lambda block: inode_format.parse(block, number, core.volume.uuid))
+        found = self._unlocked.believe(number, lambda: self._read_inode(number))
         if not found.in_use:
             raise stale(number)
         seen = Seen(found, now, LiveNodes(core, self, lock), {})
@@ -200,55 +213,98 @@ class Inodes:
                 self._loose[number] = seen
         return seen
 
+    def _read_inode(self, number: int) -> Inode:
+        address = inode_format.inode_address(number)
+        volume = self._core.volume.uuid
+        return self._unlocked.read(address, lambda block: inode_format.parse(block, number, volume))
+
+    def walk(self, seen: Seen, action: Callable[[], T]) -> T:
+        """Do what reads below an inode that was looked at. May be done several times.
+
+        The control mutex is held only if the inode's lock is. Raises Changed: look at the inode again; DamagedBlock.
+        """
+        return self._unlocked.believe(seen.inode.number, action, lambda: self._check_unchanged(seen.inode))
+
+    def walk_from(self, number: int, action: Callable[[Seen], T]) -> T:
+        """Look at an inode and do what reads below it, from the start again whenever the inode changes meanwhile.
+
+        OSError(ESTALE) when it is free, or does not come to rest. Raises DamagedBlock, DeviceError.
+        """
+        clock = self._core.clock
+        until: float | None = None
+        while True:
+            seen = self.look(number, fresh=until is not None)
+            try:
+                return self.walk(seen, partial(action, seen))
+            except Changed:
+                until = until or clock.now() + REST_SECONDS
+                if clock.now() >= until:
+                    raise OSError(ESTALE, f"inode {number} does not come to rest") from None
+            clock.sleep(_CHANGED_PAUSE_SECONDS)
+
+    def _check_unchanged(self, inode: Inode) -> None:
+        """Raise Changed when the root of an inode's map is not what a walk started from."""
+        core, number = self._core, inode.number
+        with core.transactions.mutex:
+            held = core.store.holds(self.lock_address(number))
+            now = core.store.inode(number).snapshot() if held else None
+        if _root(now or self._read_inode(number)) != _root(inode):
+            self.forget(number)
+            raise Changed
+
     def forget(self, number: int) -> None:
         """Believe no more what was read without the lock: it is held now, or was."""
         with self._core.transactions.mutex:
             self._loose.pop(number, None)
             self._epoch += 1
 
-    def read_again(self, address: int, parse: Callable[[bytes], T]) -> T:
-        """Read and parse a block that another host may be writing; DamagedBlock only when it stays damaged."""
+    def from_store(self, lock: int, address: int, find: Callable[[bytes | None], T]) -> T | None:
+        """What `find(block)` finds in the store at an address that the lock covers; None when the lock is not held.
+
+        The block, if it is not in the store, is read without the control mutex: nobody else changes it meanwhile, and
+        if the store has lost anything since, it is read again. Raises what `find` raises.
+        """
         core = self._core
-        until: float | None = None
-        while True:
+        block: bytes | None = None
+        losses = -1
+        for attempt in range(_READS_UNGUARDED):
+            with core.transactions.mutex:
+                if not core.store.holds(lock):
+                    return None
+                last = attempt == _READS_UNGUARDED - 1
+                if last or core.store.peek(address) is not None or losses == core.store.losses:
+                    return find(block if losses == core.store.losses else None)
+                losses = core.store.losses
             block = core.io.read(address, METADATA_BLOCK_BYTES)
-            try:
-                return parse(block)
-            except DamagedBlock as error:
-                if self._damaged.get(address) == block:
-                    raise
-                now = core.clock.now()
-                until = until or now + TORN_RETRY_SECONDS
-                if now >= until:
-                    log.error("volume %s: %s", core.name, error)
-                    if len(self._damaged) >= _DAMAGED_MAX:
-                        self._damaged.clear()
-                    self._damaged[address] = block
-                    raise
-            core.clock.sleep(_TORN_PAUSE_SECONDS)
+        raise AssertionError("not reached")
 
     def read_node(self, address: int, map_id: int, level: int, index: int) -> array[int]:
         """The pointers of a map node, from the disk. Raises DamagedBlock, DeviceError."""
         self._core.geometry.chunk_of(address)
         volume = self._core.volume.uuid
-        return self.read_again(
+        return self._unlocked.read(
             address, lambda block: node_format.parse(block, address, volume, map_id, level, index)[0]
         )
 
     def directory_block(self, seen: Seen, address: int, bucket: int) -> DirectoryBlock:
-        """A block of a directory that was looked at. Raises DamagedBlock, DeviceError."""
+        """A block of a directory that was looked at, as it was at one moment. Raises DamagedBlock, DeviceError."""
         core = self._core
-        inode = seen.inode
-        with core.transactions.mutex:
-            lock = self.lock_address(inode.number)
-            if seen.blocks is None and core.store.holds(lock):
-                return core.store.directory(address, lock, inode.map_id, bucket).block
+        map_id = seen.inode.map_id
+        if seen.blocks is None:
+            lock = self.lock_address(seen.inode.number)
+
+            def find(block: bytes | None) -> DirectoryBlock:
+                return core.store.directory(address, lock, map_id, bucket, block).snapshot()
+
+            held = self.from_store(lock, address, find)
+            if held is not None:
+                return held
         found = seen.blocks.get(address) if seen.blocks is not None else None
         if found is None:
             core.geometry.chunk_of(address)
             volume = core.volume.uuid
-            found = self.read_again(
-                address, lambda block: directory_format.parse(block, address, volume, inode.map_id, bucket)
+            found = self._unlocked.read(
+                address, lambda block: directory_format.parse(block, address, volume, map_id, bucket)
             )
             if seen.blocks is not None:
                 seen.blocks[address] = found
@@ -264,10 +320,10 @@ class Inodes:
                 if self._core.store.holds(self.lock_address(number)):
                     found = self._as_layer(self._core.store.inode(number).inode, generation)
             if found is None:
-                # Read again also while it is no layer yet: another host writes it a moment after the file above it.
+                # While it is no layer yet this is met again: another host writes it a moment after the file above it.
                 address = inode_format.inode_address(number)
                 volume = self._core.volume.uuid
-                found = self.read_again(
+                found = self._unlocked.read(
                     address, lambda block: self._as_layer(inode_format.parse(block, number, volume), generation)
                 )
             self.keep(self._frozen, key, found, _FROZEN_INODES_MAX)
@@ -296,8 +352,8 @@ class Inodes:
         return None
 
     def flat_leaf(self, seen: Seen, index: int) -> array[int]:
-        """Leaf `index` of the file that was looked at, layers looked through."""
-        return flatten(seen.inode, seen.source, self, index)
+        """Leaf `index` of the file that was looked at, layers looked through. Raises as `walk`."""
+        return self.walk(seen, lambda: flatten(seen.inode, seen.source, self, index))
 
     def chain(self, inode: Inode) -> Sequence[Inode]:
         """The layers below a file, nearest first."""

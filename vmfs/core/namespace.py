@@ -7,30 +7,27 @@ Every change holds the locks of all inodes that it changes. What it is about is 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from errno import EEXIST, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, ESTALE
 from functools import partial
 from typing import Final
 
 from vmfs.core import directories
-from vmfs.core.directories import Changed, DirectoryWriter, new_entry
-from vmfs.core.inodes import Inodes, Seen
+from vmfs.core.directories import DirectoryWriter, new_entry
+from vmfs.core.inodes import Inodes, Seen, stale
 from vmfs.core.makeinode import InodeMaker, NewPlace
 from vmfs.core.objects import InodeObject
 from vmfs.core.reaper import Reaper
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
-from vmfs.errors import DamagedBlock
 from vmfs.ondisk.directory import NAME_MAX_BYTES, Entry
 from vmfs.ondisk.inode import FLAG_INLINE, TAIL_MAX_BYTES, Inode
 from vmfs.ondisk.orphans import OrphanKind
 
 LINKS_MAX: Final = 1 << 31  # what 32 bits carry, signed as some tools read them
 DT_DIR: Final = stat.S_IFDIR >> 12
-_LOOKS: Final = 40  # a directory that keeps changing: at 5 ms a look
-_PAUSE_SECONDS: Final = 0.005
 
 
 def dt_type(mode: int) -> int:
@@ -79,37 +76,24 @@ class Namespace:
 
     # -- looking -----------------------------------------------------------------------------------
 
-    def _directory(self, number: int, *, fresh: bool) -> Seen:
-        seen = self._inodes.look(number, fresh=fresh)
-        if not seen.inode.is_directory:
-            raise OSError(ENOTDIR, f"inode {number} is no directory")
-        return seen
-
     def _reader(self, seen: Seen) -> directories.ReadBlock:
+        """Reads the blocks of a directory that was looked at. OSError(ENOTDIR)."""
+        if not seen.inode.is_directory:
+            raise OSError(ENOTDIR, f"inode {seen.inode.number} is no directory")
         return lambda address, map_id, bucket: self._inodes.directory_block(seen, address, bucket)
 
     def entry(self, parent: int, name: bytes) -> Entry:
         """The entry of a name. OSError(ENOENT, ENOTDIR, ESTALE); DamagedBlock, DeviceError."""
         check_name(name)
-        problem: DamagedBlock | None = None
-        for attempt in range(_LOOKS):
-            seen = self._directory(parent, fresh=attempt > 0)
-            try:
-                with self._core.transactions.mutex:
-                    found = directories.find(seen.inode, seen.source, self._reader(seen), name)
-            except Changed:
-                problem = None
-            except DamagedBlock as error:
-                problem = error
-            else:
-                if found is None:
-                    raise OSError(ENOENT, "no such name")
-                return found
-            self._core.clock.sleep(_PAUSE_SECONDS)
-        raise problem or OSError(ESTALE, f"directory {parent} does not come to rest")
+        found = self._inodes.walk_from(
+            parent, lambda seen: directories.find(seen.inode, seen.source, self._reader(seen), name)
+        )
+        if found is None:
+            raise OSError(ENOENT, "no such name")
+        return found
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        """The inode that a name leads to (a copy or a live object: read it, do not keep it)."""
+        """The inode that a name leads to, as it was at one moment. OSError as `entry`."""
         for _ in range(3):
             entry = self.entry(parent, name)
             try:
@@ -125,22 +109,20 @@ class Namespace:
             self._inodes.forget(entry.inode)
         raise OSError(ENOENT, "no such name")
 
-    def list(self, number: int, cookie: int) -> Iterator[tuple[int, Entry]]:
-        """(cookie, entry) behind `cookie`. OSError(ENOTDIR, ESTALE); DamagedBlock, DeviceError."""
-        attempt = 0
-        while True:
-            seen = self._directory(number, fresh=attempt > 0)
-            try:
-                for own, entry in directories.list_from(seen.inode, seen.source, self._reader(seen), cookie):
-                    cookie = own
-                    attempt = 0
-                    yield own, entry
-                return
-            except (Changed, DamagedBlock):
-                attempt += 1
-                if attempt >= _LOOKS:
-                    raise
-                self._core.clock.sleep(_PAUSE_SECONDS)
+    def list(self, number: int, generation: int, cookie: int) -> Iterator[tuple[int, Entry]]:
+        """(cookie, entry) behind `cookie` of an open directory. OSError(ENOTDIR, ESTALE); DamagedBlock, DeviceError.
+
+        A bucket is read whole and a split cuts its order in two, so a name that is there all the time comes once.
+        """
+        position: int | None = directories.position_of(cookie)
+        while position is not None:
+            found, position = self._inodes.walk_from(number, partial(self._bucket, generation, position))
+            yield from (item for item in found if item[0] > cookie)
+
+    def _bucket(self, generation: int, position: int, seen: Seen) -> tuple[Sequence[tuple[int, Entry]], int | None]:
+        if seen.inode.inode_generation != generation:
+            raise stale(seen.inode.number)
+        return directories.list_bucket(seen.inode, seen.source, self._reader(seen), position)
 
     # -- making ------------------------------------------------------------------------------------
 
@@ -150,8 +132,7 @@ class Namespace:
         if len(new.target) > TAIL_MAX_BYTES:
             raise OSError(ENAMETOOLONG, f"a symbolic link's target has at most {TAIL_MAX_BYTES} bytes")
         with self._maker.place() as place, self._inodes.locked(directories=(parent,)):
-            obj = self._space.run(lambda op: self._make(op, parent, name, new, place))
-            return obj.inode
+            return self._space.run(lambda op: self._make(op, parent, name, new, place).snapshot())
 
     def live_directory(self, number: int) -> InodeObject:
         """A locked directory that still has a name. OSError(ENOTDIR, ENOENT, ESTALE)."""
@@ -195,7 +176,7 @@ class Namespace:
         """Another name for a file. OSError(EEXIST, EPERM for a directory, EMLINK, ESTALE, EBUSY); NoSpace."""
         check_name(name)
         with self._inodes.locked(number, directories=(parent,)):
-            return self._space.run(lambda op: self._link(op, number, parent, name)).inode
+            return self._space.run(lambda op: self._link(op, number, parent, name).snapshot())
 
     def _link(self, op: Operation, number: int, parent: int, name: bytes) -> InodeObject:
         directory = self.live_directory(parent)

@@ -16,17 +16,20 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import ESTALE
 from typing import Final
 
 from vmfs.cluster.locktable import Tenure
 from vmfs.core.groups import Run
 from vmfs.core.inodes import Inodes, Seen, stale
 from vmfs.core.state import BELIEVE_SECONDS, Core
+from vmfs.core.unlocked import Changed
 from vmfs.core.views import View
 from vmfs.core.writeranges import WriteRanges
 from vmfs.ondisk.orphans import OrphanKind
 
 _DRAIN_POLL_SECONDS: Final = 0.0002  # a write of 4 KiB takes about as long
+_CHANGES_MAX: Final = 1000  # of a map while one leaf of it is read: at a commit each that is minutes
 
 
 class OpenFile:
@@ -65,13 +68,19 @@ class OpenFile:
         self.refresh_mutex = threading.Lock()
 
     def _load(self, index: int) -> array[int]:
-        # Not of an inode looked at anew: that may be another file's by now, and its age is not `since`.
-        seen = self.seen
-        if self.owned or seen is None:
-            seen = self._inodes.look(self.number)
-            if seen.inode.inode_generation != self.generation:
-                raise stale(self.number)
-        return self._inodes.flat_leaf(seen, index)
+        for _ in range(_CHANGES_MAX):
+            # Not of an inode looked at anew: that may be another file's by now, and its age is not `since`.
+            seen = self.seen
+            if self.owned or seen is None:
+                seen = self._inodes.look(self.number)
+                if seen.inode.inode_generation != self.generation:
+                    raise stale(self.number)
+            try:
+                return self._inodes.flat_leaf(seen, index)
+            except Changed:
+                self.expire()
+                self.refresh()
+        raise OSError(ESTALE, f"the map of inode {self.number} does not come to rest")
 
     def start_writing(self) -> None:
         """One more writer, whose pin keeps the lock; the control mutex is held. OSError(ESTALE): removed."""

@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from errno import EEXIST, EISDIR, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
+from errno import EBADF, EEXIST, EISDIR, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
 from typing import Final
 
 from vmfs.cluster.locktable import Tenure
@@ -41,6 +41,7 @@ from vmfs.fuse.contract import (
     WouldBlock,
     cache_policy,
 )
+from vmfs.ondisk.directory import Entry as NamedEntry
 from vmfs.ondisk.inode import Inode
 from vmfs.ondisk.lock import Guards, LockMode
 
@@ -346,13 +347,19 @@ class FileSystem:
     def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int) -> Iterable[DirEntry]:
         number = self._number(nodeid)
         yield from self._dots(number, offset)
-        for cookie, entry in self._namespace.list(number, max(offset, _FIRST_COOKIE)):
+        for cookie, entry in self._list(number, fh, offset):
             yield DirEntry(entry.inode, cookie, entry.type << 12, entry.name)
+
+    def _list(self, number: int, fh: int, offset: int) -> Iterator[tuple[int, NamedEntry]]:
+        handle = self._files.handles.get(fh)
+        if handle is None:
+            raise OSError(EBADF, f"no open directory {fh}")
+        return self._namespace.list(number, handle.file.generation, max(offset, _FIRST_COOKIE))
 
     def readdirplus(self, ctx: Context, nodeid: int, fh: int, offset: int) -> Iterable[DirEntry]:
         number = self._number(nodeid)
         yield from self._dots(number, offset)
-        for cookie, entry in self._namespace.list(number, max(offset, _FIRST_COOKIE)):
+        for cookie, entry in self._list(number, fh, offset):
             found: Entry | None = None
             try:
                 inode = self._inodes.look(entry.inode).inode

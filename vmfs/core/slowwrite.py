@@ -170,6 +170,7 @@ class SlowWriter:
     @contextmanager
     def _promised(self, file: OpenFile, first: int, last: int, offset: int) -> Iterator[list[_Piece]]:
         core = self._core
+        file.view.ready(max(0, first - 1), last)  # with what `_goal` looks at
         with core.transactions.mutex:
             core.transactions.check()
             pointers = [file.view.pointer(b) for b in range(first, last + 1)]

@@ -28,6 +28,8 @@ class Store:
         self._held: dict[int, int] = {}
         self._objects: dict[int, MetaObject] = {}
         self._by_lock: dict[int, set[int]] = {}
+        self.losses = 0
+        """Grows when objects leave: what was read of the disk before may be older than what has left since."""
 
     # -- locks -------------------------------------------------------------------------------------
 
@@ -51,6 +53,7 @@ class Store:
         self._drop(lock)
 
     def _drop(self, lock: int) -> None:
+        self.losses += 1
         for address in self._by_lock.pop(lock, ()):
             del self._objects[address]
 
@@ -68,6 +71,7 @@ class Store:
         """Forget one object."""
         if self._objects.get(obj.address) is not obj:
             return
+        self.losses += 1
         del self._objects[obj.address]
         covered = self._by_lock.get(obj.lock)
         if covered is not None:
@@ -106,12 +110,14 @@ class Store:
             self.put(found)
         return found
 
-    def node(self, address: int, lock: int, map_id: int, level: int, index: int) -> NodeObject:
-        """A map node under the lock of its inode. Raises DamagedBlock, DeviceError."""
+    def node(
+        self, address: int, lock: int, map_id: int, level: int, index: int, block: bytes | None = None
+    ) -> NodeObject:
+        """A map node under the lock of its inode; `block`: as it was just read. Raises DamagedBlock, DeviceError."""
         found = self._found(address, NodeObject)
         if found is None:
             self.geometry.chunk_of(address)
-            block = self._io.read(address, METADATA_BLOCK_BYTES)
+            block = block or self._io.read(address, METADATA_BLOCK_BYTES)
             pointers, generation = node.parse(block, address, self._volume, map_id, level, index)
             found = NodeObject(address, lock, map_id, level, index, pointers, generation)
             self.put(found)
@@ -119,12 +125,14 @@ class Store:
             raise DamagedBlock(address, "is used by two maps, or twice by one")
         return found
 
-    def directory(self, address: int, lock: int, map_id: int, bucket: int) -> DirectoryObject:
-        """A directory block under the lock of its directory. Raises DamagedBlock, DeviceError."""
+    def directory(
+        self, address: int, lock: int, map_id: int, bucket: int, block: bytes | None = None
+    ) -> DirectoryObject:
+        """As `node`, for a directory block under the lock of its directory."""
         found = self._found(address, DirectoryObject)
         if found is None:
             self.geometry.chunk_of(address)
-            block = self._io.read(address, METADATA_BLOCK_BYTES)
+            block = block or self._io.read(address, METADATA_BLOCK_BYTES)
             decoded = directory.parse(block, address, self._volume, map_id, bucket)
             found = DirectoryObject(address, lock, map_id, bucket, decoded)
             self.put(found)

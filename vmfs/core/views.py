@@ -71,35 +71,56 @@ def _over(own: array[int] | None, below: array[int], inherited: int) -> array[in
 class View:
     """The flattened map of one open file. `load` builds a leaf by its index; `guard` is the control mutex.
 
-    Readers look into `leaves` without the mutex; whoever changes it holds the mutex, so that a leaf built from an older
-    map never replaces a newer one.
+    Readers look into `leaves` without the mutex; whoever changes it holds the mutex. A leaf is built without the mutex,
+    because that may read the disk, and thrown away if the map has changed meanwhile: so a leaf of an older map never
+    replaces a newer one.
     """
 
-    __slots__ = ("_guard", "_load", "leaves")
+    __slots__ = ("_changes", "_guard", "_load", "leaves")
 
     def __init__(self, guard: threading.RLock, load: Callable[[int], array[int]]) -> None:
         self.leaves: dict[int, array[int]] = {}
         self._guard = guard
         self._load = load
+        self._changes = 0
+        """Grows with every change of the map that a leaf which is being built may have missed."""
 
     def reset(self) -> None:
         """Forget every leaf."""
         with self._guard:
+            self._changes += 1
             self.leaves = {}
 
     def pointer(self, block: int) -> int:
         """The pointer of a block. Raises what loading raises."""
         index, at = divmod(block, POINTERS_PER_NODE)
         found = self.leaves.get(index)
-        if found is None:
-            with self._guard:
-                found = self.leaves.get(index)
-                if found is None:
-                    found = self.leaves[index] = self._load(index)
+        while found is None:
+            found = self._build(index)
         return found[at]
 
+    def _build(self, index: int) -> array[int] | None:
+        """Build a leaf and keep it; None when the map changed meanwhile."""
+        with self._guard:
+            found = self.leaves.get(index)
+            if found is not None:
+                return found
+            changes = self._changes
+        built = self._load(index)
+        with self._guard:
+            if changes != self._changes:
+                return None
+            return self.leaves.setdefault(index, built)
+
+    def ready(self, first: int, last: int) -> None:
+        """Build what blocks `first` to `last` need: for who is about to take the mutex. Raises what loading raises."""
+        for index in range(first // POINTERS_PER_NODE, last // POINTERS_PER_NODE + 1):
+            self.pointer(index * POINTERS_PER_NODE)
+
     def put(self, block: int, pointer: int) -> None:
-        """The file's own map has changed; a leaf that is not loaded needs nothing. The mutex is held."""
+        """The file's own map has changed. The mutex is held."""
         found = self.leaves.get(block // POINTERS_PER_NODE)
         if found is not None:
             found[block % POINTERS_PER_NODE] = pointer
+        else:
+            self._changes += 1
