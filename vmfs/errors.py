@@ -47,6 +47,17 @@ class DeviceNotUsable(VmfsError):
         self.spec = spec
 
 
+class CredentialsRefused(VmfsError):
+    """A file with secrets that is not as it must be. The message never shows what is in it."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"the credentials file {path} is refused: {problem}")
+        self.path = path
+
+
 class DeviceBusy(VmfsError):
     """Someone else uses the device in a way that excludes us."""
 
@@ -301,6 +312,45 @@ class BadHostName(VmfsError):
         self.name = name
 
 
+class FencingUnusable(VmfsError):
+    """The volume's hosts are fenced in a way that this host cannot take part in."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, volume: str, device: str, reason: str) -> None:
+        super().__init__(
+            f"volume {volume}: its hosts fence each other by SCSI persistent reservations, and {device} {reason}; "
+            "reach it on a path that has them (all hosts of a volume must)"
+        )
+        self.volume = volume
+        self.device = device
+        self.reason = reason
+
+
+class FenceFailed(VmfsError):
+    """A dead host's way to a LUN could not be closed, so nothing of it may be recovered yet."""
+
+    def __init__(self, volume: str, device: str, reason: str) -> None:
+        super().__init__(
+            f"volume {volume}: a dead host could not be fenced off {device}: {reason}; "
+            "its slot is left to a host that can, look at this LUN's paths"
+        )
+        self.volume = volume
+        self.device = device
+
+
+class WatchdogUnusable(VmfsError):
+    """The watchdog device that a mount was given does not do what it must."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"watchdog {path} {reason}; give another device, or mount without --watchdog")
+        self.path = path
+
+
 class NoFreeSlot(VmfsError):
     """As many hosts have the volume mounted, or died on it, as it has heartbeat slots."""
 
@@ -310,7 +360,8 @@ class NoFreeSlot(VmfsError):
     def __init__(self, volume: str, slots: int, detail: str) -> None:
         super().__init__(
             f"volume {volume}: none of its {slots} heartbeat slots is free ({detail}); "
-            "unmount it on a host, or mount it on one of the hosts that died, so that its slot is recovered"
+            "unmount it on a host; a slot that waits for an operator is freed by `vmfsctl recover` on a host that has it "
+            "mounted"
         )
         self.volume = volume
 

@@ -18,6 +18,7 @@ from vmfs.ondisk.inode import ADDRESS_SHIFT
 from vmfs.ondisk.lockblock import SECTOR_BYTES_ALLOWED
 from vmfs.ondisk.superblock import (
     BACKUP_FROM_END_BYTES,
+    INCOMPAT_RESERVATIONS,
     LABEL_MAX_BYTES,
     MAX_GROUP_BLOCKS,
     MAX_JOURNAL_BYTES,
@@ -60,6 +61,12 @@ class FormatOptions:
     sector_bytes: int | None = None
     blocks_per_group: int | None = None
     lock_method: LockMethod | None = None
+    fenced: bool = False
+    """By persistent reservations; the caller has tried out that they work (`vmfs.cluster.fenceproof`)."""
+    in_flight_us: int = 0
+    """Without fencing: how long a write may stay on its way to the device after it was submitted (F of A1)."""
+    preempt_wait_ms: int = 0
+    """With fencing by PREEMPT without ABORT: how long a write may execute after it."""
     discard: bool = True
     """Give the device's old content back to the storage first."""
 
@@ -122,7 +129,9 @@ def plan(
         DeviceNotUsable, LockMethodUnusable: hosts cannot exclude each other on this device.
     """
     _check_options(device, options)
-    timers = Timers.from_lease(options.lease_us, options.heartbeat_us)
+    timers = Timers.from_lease(
+        options.lease_us, options.heartbeat_us, fenced=options.fenced, in_flight_us=options.in_flight_us
+    )
     size = device.size_bytes
     journal = options.journal_bytes or _journal_bytes(size, options.max_hosts)
     segment, per_group = _lay_out(device, options, journal)
@@ -151,6 +160,8 @@ def plan(
         root_inode=(data + METADATA_BLOCK_BYTES + LOCK_BLOCK_BYTES) >> ADDRESS_SHIFT,
         extents=(Extent(UUID(bytes=random_bytes(16), version=4), size),),
         segments=(segment,),
+        incompat=INCOMPAT_RESERVATIONS if options.fenced else 0,
+        preempt_wait_ms=options.preempt_wait_ms,
     )  # fmt: skip
     seed, map_id = (int.from_bytes(random_bytes(8), "little") for _ in range(2))
     return FormatPlan(sb, seed, map_id or 1, options.discard)

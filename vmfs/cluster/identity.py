@@ -46,7 +46,7 @@ class HostIdentity:
         if problem is not None:
             raise BadHostName(name, problem)
         if boot_id is None:
-            boot, host = _real_boot_id(), uuid5(_NAMESPACE, f"machine:{_machine_id(name)}")
+            boot, host = real_boot_id(), uuid5(_NAMESPACE, f"machine:{_machine_id(name)}")
         else:
             boot = UUID(str(boot_id))
             host = uuid5(_NAMESPACE, f"simulated:{name}:{boot}")
@@ -101,7 +101,8 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields is None else int(fields[_START_FIELD])
 
 
-def _real_boot_id() -> UUID:
+def real_boot_id() -> UUID:
+    """Of the machine that this process runs on, whatever it is told to count as."""
     return UUID(Path(_BOOT_ID).read_text().strip())
 
 
@@ -112,4 +113,4 @@ def _machine_id(name: str) -> str:
         with contextlib.suppress(OSError):
             if text := Path(path).read_text().strip():
                 parts.append(text)
-    return "+".join(dict.fromkeys(parts)) or f"name:{name}:{_real_boot_id()}"
+    return "+".join(dict.fromkeys(parts)) or f"name:{name}:{real_boot_id()}"

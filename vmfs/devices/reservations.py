@@ -8,7 +8,10 @@ registration does; type 5h would end with its holder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from vmfs.devices.contract import Device
 
 WRITE_EXCLUSIVE_ALL_REGISTRANTS: Final = 0x7
 
@@ -57,4 +60,22 @@ class Reservations(Protocol):
 
     def reservation(self) -> Reservation | None:
         """READ RESERVATION: what is in force, None: nothing."""
+        ...
+
+
+@runtime_checkable
+class PlainPreempt(Protocol):
+    """What implementations may offer besides, for targets that have PREEMPT and no PREEMPT AND ABORT."""
+
+    def preempt(self, key: int) -> bool:
+        """Take a key away, and let what its nexuses have under way execute later. False: nobody has that key."""
+        ...
+
+
+@runtime_checkable
+class Reopenable(Protocol):
+    """What devices may offer besides: a second nexus of this host, on which a proof that fencing works tries it out."""
+
+    def again(self) -> Device:
+        """The same LUN, opened again on a nexus of its own."""
         ...

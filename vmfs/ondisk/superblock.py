@@ -16,7 +16,10 @@ Layout (offsets in bytes; the common header of `vmfs.ondisk.header`, except that
     200   timers in microseconds, u64 x 6: heartbeat, lease, margin, break, validity, quarantine
     248   addresses u64 x 6: superblock lock, probe block, slots, orphan lists, journals, root inode's number
     296   journal bytes a slot u64
-    304   this copy: extent index u16, reserved u16, reserved u32, this extent's UUID 16 bytes
+    304   this copy: extent index u16, reserved u16
+    308   u32, with INCOMPAT_RESERVATIONS: 0 where the LUNs have PREEMPT AND ABORT; else for how many milliseconds
+          at most a write may still execute after a PREEMPT
+    312   this copy: this extent's UUID 16 bytes
     512   extent table, 32 entries of 32 bytes: UUID 16, size in bytes u64, flags u64
     1536  segment table, 64 entries of 24 bytes: extent u16, flags u16, groups u32, first group u32, last group's
           blocks u32 (blocks per group when whole), start offset u64
@@ -55,8 +58,11 @@ MAX_GROUP_BLOCKS: Final = 8192  # see `vmfs.ondisk.group`
 MIN_JOURNAL_BYTES: Final = 256 << 10  # a record of the largest operation must fit half of the ring
 MAX_JOURNAL_BYTES: Final = 64 << 20
 
+INCOMPAT_RESERVATIONS: Final = 1 << 0
+"""All hosts register with the LUNs and fence each other by persistent reservations of type 7h (docs/locking.md, R2)."""
+
 KNOWN_RO_COMPAT: Final = 0
-KNOWN_INCOMPAT: Final = 0
+KNOWN_INCOMPAT: Final = INCOMPAT_RESERVATIONS
 
 _BASE: Final = struct.Struct("<II3Q64sQ4I4H2I6Q6QQHHI16s")
 _BASE_OFFSET: Final = 64
@@ -127,6 +133,12 @@ class Superblock:
     ro_compat: int = 0
     incompat: int = 0
     extent_index: int = field(default=0)
+    preempt_wait_ms: int = 0
+
+    @property
+    def fenced(self) -> bool:
+        """Whether the volume's hosts fence each other by persistent reservations."""
+        return bool(self.incompat & INCOMPAT_RESERVATIONS)
 
     @property
     def group_count(self) -> int:
@@ -150,7 +162,7 @@ class Superblock:
             t.heartbeat_us, t.lease_us, t.margin_us, t.break_us, t.validity_us, t.quarantine_us,
             self.superblock_lock, self.probe_address, self.slots_address, self.orphans_address,
             self.journals_address, self.root_inode, self.journal_bytes,
-            extent, 0, 0, self.extents[extent].uuid.bytes,
+            extent, 0, self.preempt_wait_ms, self.extents[extent].uuid.bytes,
         )  # fmt: skip
         for i, e in enumerate(self.extents):
             _EXTENT.pack_into(block, _EXTENTS_OFFSET + i * _EXTENT.size, e.uuid.bytes, e.size_bytes, e.flags)
@@ -286,7 +298,7 @@ def parse(block: bytes, address: int, device: str) -> Superblock:
         superblock_lock=f[23], probe_address=f[24], slots_address=f[25], orphans_address=f[26],
         journals_address=f[27], root_inode=f[28], journal_bytes=f[29], extent_index=f[30],
         extents=tuple(extents), segments=tuple(segments), generation=generation,
-        compat=f[2], ro_compat=f[3], incompat=incompat,
+        compat=f[2], ro_compat=f[3], incompat=incompat, preempt_wait_ms=f[32],
     )  # fmt: skip
     _check_geometry(sb, address)
     if f[33] != sb.extents[sb.extent_index].uuid.bytes:
