@@ -220,7 +220,7 @@ class RamFs:
             node.touch()
             return size
 
-    def append(self, fh: int, buf: memoryview, size: int) -> int:
+    def append(self, fh: int, buf: memoryview, size: int, unique: int = 0) -> int:
         self._call("append")
         with self.lock:
             offset = self.handles[fh].size

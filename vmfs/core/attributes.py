@@ -140,6 +140,7 @@ class Attributes:
                 raise OSError(EEXIST, "the attribute exists")
             if flags & os.XATTR_REPLACE and name not in inode.xattrs:
                 raise OSError(ENODATA, "no such attribute")
+            op.completes = True
             inode.xattrs[name] = value
             if len(value) > TAIL_MAX_BYTES or inode.tail_bytes() > TAIL_MAX_BYTES:
                 raise OSError(ENOSPC, f"a file's extended attributes have {TAIL_MAX_BYTES} bytes together")
@@ -157,6 +158,7 @@ class Attributes:
             op.touch(obj)
             if obj.inode.xattrs.pop(name, None) is None:
                 raise OSError(ENODATA, "no such attribute")
+            op.completes = True
             touch_times(self._core, obj.inode, modified=False)
 
         with self._inodes.locked(number):

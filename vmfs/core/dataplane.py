@@ -13,9 +13,10 @@ from collections.abc import Callable
 from errno import EBADF, EIO
 from typing import Final
 
-from vmfs.core.openfile import OpenFile, OpenFiles
+from vmfs.core.openfile import Handle, OpenFile, OpenFiles
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
+from vmfs.core.succession import Legacy, lost
 from vmfs.errors import DamagedBlock, LeaseExpired, VmfsError
 from vmfs.fuse.contract import WouldBlock
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
@@ -36,8 +37,12 @@ def as_oserror(error: VmfsError) -> OSError:
 class DataPlane:
     """Implements `vmfs.fuse.contract.DataPlane`."""
 
-    def __init__(self, core: Core, files: OpenFiles, slow: SlowWriter, kill_setid: Callable[[int], None]) -> None:
+    def __init__(
+        self, core: Core, files: OpenFiles, slow: SlowWriter, kill_setid: Callable[[int], None],
+        legacy: Legacy | None = None,
+    ) -> None:  # fmt: skip
         """`kill_setid(inode number)` clears the two bits of a file that has one of them."""
+        self._legacy = legacy or Legacy()
         self._kill_setid = kill_setid
         self._core = core
         self._now = core.clock.now
@@ -175,7 +180,7 @@ class DataPlane:
         """Write buf[:size]. Raises OSError; WouldBlock when room must be made first or the file's gate is closed."""
         handle = self._handles.get(fh)
         if handle is None or not handle.writes:
-            raise OSError(EBADF, f"no file open for writing {fh}")
+            raise self._not_writable(fh, handle)
         file = handle.file
         try:
             if (offset | size) & self._sector_mask or offset + size > file.size:
@@ -246,7 +251,7 @@ class DataPlane:
         """As `write`, on a control thread: may wait, for room and for a lease that comes back."""
         handle = self._handles.get(fh)
         if handle is None or not handle.writes:
-            raise OSError(EBADF, f"no file open for writing {fh}")
+            raise self._not_writable(fh, handle)
         file = handle.file
 
         def write() -> int:
@@ -258,13 +263,14 @@ class DataPlane:
         except VmfsError as error:
             raise self._failed_write(file, offset, error) from error
 
-    def append(self, fh: int, buf: memoryview, size: int) -> int:
-        """Write at the file's end; returns where that was. May wait."""
+    def append(self, fh: int, buf: memoryview, size: int, unique: int = 0) -> int:
+        """Write at the file's end; returns where that was, -1 when it was done already. May wait."""
         handle = self._handles.get(fh)
         if handle is None or not handle.writes:
-            raise OSError(EBADF, f"no file open for writing {fh}")
+            raise self._not_writable(fh, handle)
         try:
-            return self._patiently(lambda: self._slow.append(handle.file, buf[:size]))
+            with self._legacy.once(self._core, unique) as done:
+                return -1 if done else self._patiently(lambda: self._slow.append(handle.file, buf[:size]))
         except VmfsError as error:
             raise self._failed_write(handle.file, handle.file.size, error) from error
 
@@ -273,6 +279,12 @@ class DataPlane:
         handle = self._handles.get(fh)
         if handle is not None and handle.file.setid:
             self._kill_setid(handle.file.number)
+
+    @staticmethod
+    def _not_writable(fh: int, handle: Handle | None) -> OSError:
+        if handle is not None and handle.lost:
+            return lost(handle.file.number)
+        return OSError(EBADF, f"no file open for writing {fh}")
 
     def _failed_read(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
         log.error("volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error)

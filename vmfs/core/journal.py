@@ -41,6 +41,15 @@ class Journal:
         """Make the journal empty and this incarnation's, durably. The slot's former journal must have been replayed."""
         self._write_header(1, HEADER_BLOCKS)
 
+    def take_over(self, next_sequence: int, generation: int) -> None:
+        """Go on with a dead incarnation's journal, all of which has been replayed and flushed: it is empty then.
+
+        `next_sequence` follows its last record's, `generation` is its header's.
+        """
+        self._generation = generation
+        self._next_sequence = next_sequence
+        self._write_header(next_sequence, HEADER_BLOCKS)
+
     def place_for(self, images: int, revokes: int) -> int | None:
         """The position at which a record of that size can go now; None: trim first."""
         need = record_blocks(images, revokes)

@@ -170,6 +170,7 @@ class Namespace:
         if stat.S_ISDIR(mode):
             above.nlink += 1
         touch_times(self._core, above, modified=True)
+        op.completes = True
         return obj
 
     def link(self, number: int, parent: int, name: bytes) -> Inode:
@@ -196,6 +197,7 @@ class Namespace:
         entry = new_entry(directory.inode, name, number, inode.inode_generation, dt_type(inode.mode))
         self._writer.insert(op, directory, entry)
         touch_times(self._core, directory.inode, modified=True)
+        op.completes = True
         return obj
 
     # -- removing ----------------------------------------------------------------------------------
@@ -225,6 +227,7 @@ class Namespace:
         self.drop(op, above, obj)
         self._writer.remove(op, above, name)
         touch_times(self._core, above.inode, modified=True)
+        op.completes = True
         return True
 
     def drop(self, op: Operation, above: InodeObject, obj: InodeObject) -> None:

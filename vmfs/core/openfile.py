@@ -147,6 +147,8 @@ class Handle:
     flags: int
     tenure: Tenure | None
     """The pin on the file's lock of one that may write."""
+    lost: bool = False
+    """See `vmfs.core.succession`."""
 
     @property
     def writes(self) -> bool:

@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from errno import EBADF, EEXIST, EISDIR, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
+from errno import EBADF, EEXIST, EISDIR, ENFILE, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
 from typing import Final
 
 from vmfs.cluster.locktable import Tenure
@@ -21,6 +21,7 @@ from vmfs.core.reaper import Reaper
 from vmfs.core.rename import Renamer
 from vmfs.core.space import Space
 from vmfs.core.state import KERNEL_CACHE_SECONDS, LOCK_WAIT_SECONDS, Core
+from vmfs.core.succession import Legacy, lost
 from vmfs.errors import DamagedBlock, DeviceError, LockedByOther
 from vmfs.fuse.contract import (
     FALLOC_FL_KEEP_SIZE,
@@ -57,8 +58,9 @@ class FileSystem:
 
     def __init__(
         self, core: Core, inodes: Inodes, files: OpenFiles, space: Space, namespace: Namespace, renamer: Renamer,
-        attributes: Attributes, fileops: FileOps, plane: DataPlane, reaper: Reaper,
+        attributes: Attributes, fileops: FileOps, plane: DataPlane, reaper: Reaper, legacy: Legacy | None = None,
     ) -> None:  # fmt: skip
+        self._legacy = legacy or Legacy()
         self._core = core
         self._root = core.volume.superblock.root_inode
         self._inodes = inodes
@@ -115,31 +117,46 @@ class FileSystem:
         """Nothing is kept per look-up."""
 
     def mknod(self, ctx: Context, parent: int, name: bytes, mode: int, rdev: int) -> Entry:
-        new = NewFile(mode, ctx.uid, ctx.gid, rdev=rdev)
-        return self._entry(self._namespace.make(self._number(parent), name, new))
+        return self._entry(self._make(ctx, parent, name, NewFile(mode, ctx.uid, ctx.gid, rdev=rdev)))
+
+    def _make(self, ctx: Context, parent: int, name: bytes, new: NewFile) -> Inode:
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if done:
+                return self._namespace.lookup(self._number(parent), name)
+            return self._namespace.make(self._number(parent), name, new)
 
     def mkdir(self, ctx: Context, parent: int, name: bytes, mode: int) -> Entry:
         new = NewFile(stat.S_IFDIR | stat.S_IMODE(mode), ctx.uid, ctx.gid)
-        return self._entry(self._namespace.make(self._number(parent), name, new))
+        return self._entry(self._make(ctx, parent, name, new))
 
     def symlink(self, ctx: Context, parent: int, name: bytes, target: bytes) -> Entry:
         new = NewFile(stat.S_IFLNK | 0o777, ctx.uid, ctx.gid, target=target)
-        return self._entry(self._namespace.make(self._number(parent), name, new))
+        return self._entry(self._make(ctx, parent, name, new))
 
     def readlink(self, ctx: Context, nodeid: int) -> bytes:
         return self._inodes.look(self._number(nodeid)).inode.inline
 
     def unlink(self, ctx: Context, parent: int, name: bytes) -> None:
-        self._namespace.remove(self._number(parent), name, directory=False)
+        self._remove(ctx, parent, name, directory=False)
 
     def rmdir(self, ctx: Context, parent: int, name: bytes) -> None:
-        self._namespace.remove(self._number(parent), name, directory=True)
+        self._remove(ctx, parent, name, directory=True)
+
+    def _remove(self, ctx: Context, parent: int, name: bytes, *, directory: bool) -> None:
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if not done:
+                self._namespace.remove(self._number(parent), name, directory=directory)
 
     def rename(self, ctx: Context, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
-        self._renamer.rename(self._number(parent), name, self._number(newparent), newname, flags)
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if not done:
+                self._renamer.rename(self._number(parent), name, self._number(newparent), newname, flags)
 
     def link(self, ctx: Context, nodeid: int, newparent: int, newname: bytes) -> Entry:
-        return self._entry(self._namespace.link(self._number(nodeid), self._number(newparent), newname))
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if done:
+                return self._entry(self._inodes.look(self._number(nodeid)).inode)
+            return self._entry(self._namespace.link(self._number(nodeid), self._number(newparent), newname))
 
     # -- attributes --------------------------------------------------------------------------------
 
@@ -165,10 +182,14 @@ class FileSystem:
         return self._attributes.list_xattrs(self._number(nodeid))
 
     def setxattr(self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
-        self._attributes.set_xattr(self._number(nodeid), name, value, flags)
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if not done:
+                self._attributes.set_xattr(self._number(nodeid), name, value, flags)
 
     def removexattr(self, ctx: Context, nodeid: int, name: bytes) -> None:
-        self._attributes.remove_xattr(self._number(nodeid), name)
+        with self._legacy.once(self._core, ctx.unique) as done:
+            if not done:
+                self._attributes.remove_xattr(self._number(nodeid), name)
 
     def statfs(self, ctx: Context, nodeid: int) -> Statfs:
         size = self._core.block_bytes
@@ -190,9 +211,10 @@ class FileSystem:
             raise stale(number)
         if writes and self._core.read_only:
             raise OSError(EPERM, "the mount is read-only")
+        if (fh := self._legacy.opened.pop(ctx.unique, None)) is not None and fh in self._files.handles:
+            return OpenReply(fh, cache_policy(flags))
         handle = self._open_for_writing(number, flags) if writes else self._open_for_reading(number, inode, flags)
-        with self._core.transactions.mutex:
-            fh = self._files.add(handle)
+        fh = self._add(handle, ctx.unique)
         try:
             if truncates:
                 self._fileops.truncate(number, 0)
@@ -202,6 +224,17 @@ class FileSystem:
             self._close(fh)
             raise
         return OpenReply(fh, cache_policy(flags))
+
+    def _add(self, handle: Handle, unique: int) -> int:
+        with self._core.transactions.mutex:
+            fh = self._files.add(handle)
+            try:
+                self._legacy.add(fh, handle, unique)
+                return fh
+            except OSError:
+                pass
+        self._close(fh)
+        raise OSError(ENFILE, "too many files are open in this mount")
 
     def _open_for_reading(self, number: int, inode: Inode, flags: int) -> Handle:
         with self._core.transactions.mutex:
@@ -238,8 +271,7 @@ class FileSystem:
     ) -> tuple[Entry, OpenReply]:
         number = self._number(parent)
         try:
-            new = NewFile(stat.S_IFREG | stat.S_IMODE(mode), ctx.uid, ctx.gid)
-            inode = self._namespace.make(number, name, new)
+            inode = self._make(ctx, parent, name, NewFile(stat.S_IFREG | stat.S_IMODE(mode), ctx.uid, ctx.gid))
             flags &= ~os.O_TRUNC
         except OSError as error:
             if error.errno != EEXIST or flags & os.O_EXCL:
@@ -267,9 +299,11 @@ class FileSystem:
                 self._attributes.set_times(file)
         finally:
             with core.transactions.mutex:
+                self._legacy.drop(fh)
                 if handle.tenure is not None:
                     file.end_writing()
-                self._files.put(file)
+                if not handle.lost:
+                    self._files.put(file)
             if handle.tenure is not None:
                 core.locks.unpin(handle.tenure)
         with core.transactions.mutex:
@@ -278,6 +312,8 @@ class FileSystem:
 
     def fsync(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
         handle = self._files.handles.get(fh)
+        if handle is not None and handle.lost:
+            raise lost(handle.file.number)
         if handle is not None and handle.writes and not datasync:
             self._attributes.set_times(handle.file)
         self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
@@ -328,8 +364,7 @@ class FileSystem:
         if not inode.is_directory:
             raise OSError(ENOTDIR, "is no directory")
         handle = self._open_for_reading(number, inode, flags)  # one that is removed stays until its users are gone
-        with self._core.transactions.mutex:
-            return OpenReply(self._files.add(handle))
+        return OpenReply(self._add(handle, ctx.unique))
 
     def releasedir(self, nodeid: int, fh: int) -> None:
         self._close(fh)

@@ -134,6 +134,7 @@ class Renamer:
             self._move(op, parent, source, new_parent, new_name, target)
         touch_times(self._core, old_dir.inode, modified=True)
         touch_times(self._core, new_dir.inode, modified=True)
+        op.completes = True
         return True
 
     def _move(

@@ -304,6 +304,7 @@ class SlowWriter:
                 obj.inode.shared_blocks -= piece.inherited
             core.maps.set(op, obj, piece.block, pointer)
         op.data_ordered = True
+        op.completes = True
         grow(core, obj, end)
         file.touched = False
         # Only now, when nothing can fail any more: the view has no undo.

@@ -14,6 +14,9 @@ running transaction's images under the mutex, and then, outside of it and one co
 A commit during which the lease runs out waits for the lease to come back. One that fails leaves memory ahead of the
 disk with no way back: the mount fails as a whole, and every later operation raises what failed it.
 
+A mount that may be taken over by another process keeps a *shadow* of what is not in the journal yet: each operation's
+blocks go there as it ends (`vmfs.estate.shadow`), so that the death of the process loses nothing.
+
 Locking: `mutex` guards all metadata objects and the running transaction; no I/O of another host's making is waited for
 under it. `_commit_lock` serialises commits; it is taken before `mutex`, never after.
 """
@@ -30,6 +33,7 @@ from vmfs.core.journal import Journal
 from vmfs.core.leased import LeasedIO
 from vmfs.core.objects import MetaObject
 from vmfs.errors import DeviceError, DeviceGone, VmfsError
+from vmfs.estate.shadow import Shadow
 from vmfs.ondisk.journal import Image, Revoke
 
 log = logging.getLogger("vmfs.core")
@@ -50,13 +54,15 @@ class MountFailed(VmfsError):
 class Operation:
     """The changes of one operation, for the running transaction, and how to undo them."""
 
-    __slots__ = ("_undo", "data_ordered", "dropped", "frees", "touched")
+    __slots__ = ("_undo", "completes", "data_ordered", "dropped", "frees", "touched")
 
     def __init__(self) -> None:
         self.touched: dict[int, MetaObject] = {}
         self.dropped: dict[int, int] = {}
         self.frees: list[tuple[int, int]] = []
         self.data_ordered = False
+        self.completes = False
+        """With it, the request that this thread works on is done: done again, it would fail or do more."""
         self._undo: list[Callable[[], None]] = []
 
     def touch(self, obj: MetaObject) -> None:
@@ -89,6 +95,12 @@ class Operation:
             self._undo.pop()()
 
 
+class Request(threading.local):
+    """What this thread works on: a request that must not be done twice, or 0."""
+
+    unique = 0
+
+
 @dataclass(slots=True)
 class _Running:
     objects: dict[int, MetaObject] = field(default_factory=dict)
@@ -105,6 +117,8 @@ class _Batch:
     frees: list[tuple[int, int]]
     locks: dict[int, int]
     data_ordered: bool
+    shadow: int
+    """Its number in the shadow, or 0."""
 
 
 class Transactions:
@@ -120,6 +134,8 @@ class Transactions:
         on_freed: Callable[[list[tuple[int, int]]], None],
     ) -> None:
         """`lock_version` gives the version of a lock that this host holds; `on_freed` is told of settled frees."""
+        self.request = Request()
+        self._shadow: Shadow | None = None
         self.mutex = threading.RLock()
         self._commit_lock = threading.Lock()
         self._io = io
@@ -139,6 +155,15 @@ class Transactions:
         self._durable_locks: dict[int, int] = {}
         self._soft_limit = max(8, journal.max_images - OPERATION_MAX_BLOCKS)
         self.failure: str | None = None
+
+    def cast_shadow(self, shadow: Shadow) -> None:
+        """From now on what ends is in `shadow` until it is committed. Raises as `commit`."""
+        while True:
+            self.commit()
+            with self._commit_lock, self.mutex:
+                if not self._running.objects and not self._running.revokes:
+                    self._shadow = shadow
+                    return
 
     def check(self) -> None:
         """Raise MountFailed when this mount has failed."""
@@ -171,7 +196,8 @@ class Transactions:
         """Take the mutex while the running transaction has room for one more operation."""
         while True:
             self.mutex.acquire()
-            if len(self._running.objects) < self._soft_limit:
+            full = self._shadow is not None and self._shadow.is_full
+            if len(self._running.objects) < self._soft_limit and not full:
                 return
             self.mutex.release()
             self.commit()
@@ -187,6 +213,17 @@ class Transactions:
             running.locks.add(obj.lock)
         running.frees.extend(op.frees)
         running.data_ordered |= op.data_ordered
+        if self._shadow is not None and (op.touched or op.dropped):
+            self._cast(self._shadow, op)
+
+    def _cast(self, shadow: Shadow, op: Operation) -> None:
+        version = self._lock_version
+        images = [
+            (obj.rank, Image(address, obj.lock, version(obj.lock), obj.pack(self._volume)))
+            for address, obj in op.touched.items()
+        ]
+        revokes = [Revoke(address, lock, version(lock)) for address, lock in op.dropped.items()]
+        shadow.add(images, revokes, op.data_ordered, self.request.unique if op.completes else 0)
 
     def covers(self, lock: int) -> bool:
         """Whether changes under that lock are not yet durable."""
@@ -254,7 +291,8 @@ class Transactions:
             revokes = [Revoke(address, lock, versions[lock]) for address, lock in running.revokes.items()]
             self._committing = running.locks
             self._running = _Running()
-            return _Batch(images, revokes, running.frees, versions, running.data_ordered)
+            number = self._shadow.taken() if self._shadow is not None else 0
+            return _Batch(images, revokes, running.frees, versions, running.data_ordered, number)
 
     def _write(self, batch: _Batch) -> None:
         if batch.data_ordered or any(self._durable_locks.get(a) != v for a, v in batch.locks.items()):
@@ -268,6 +306,8 @@ class Transactions:
             assert position is not None, "a settled journal is empty"
         in_place = self._in_place
         sequence = self._journal.append(images, batch.revokes, position)
+        if self._shadow is not None and batch.shadow:
+            self._shadow.committed(batch.shadow)
         self._note_settled(in_place)
         if len(self._durable_locks) > _DURABLE_LOCKS_MAX:
             self._durable_locks.clear()

@@ -186,10 +186,11 @@ class DataPlane(Protocol):
         """As `write`, on a control thread after it raised WouldBlock, or for a synchronous write; may
         wait."""
 
-    def append(self, fh: int, buf: memoryview, size: int) -> int:
+    def append(self, fh: int, buf: memoryview, size: int, unique: int = 0) -> int:
         """Write all of buf[:size] at the file's present end, atomically against other appends; may wait.
 
-        Returns the offset at which the bytes lie now. Raises OSError.
+        Returns the offset at which the bytes lie now; -1 when the request `unique` was done by a process before this
+        one. Raises OSError.
         """
 
     def kill_suidgid(self, fh: int) -> None:

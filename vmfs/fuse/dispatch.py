@@ -31,6 +31,7 @@ from vmfs.fuse.protocol import (
     IOCTL_32BIT,
     IOCTL_DIR,
     OPEN_KILL_SUIDGID,
+    UNIQUE_RESEND,
     Opcode,
     SetattrValid,
     opcode_name,
@@ -148,7 +149,7 @@ class Dispatcher:
         try:
             if length != len(request):
                 raise Malformed(opcode_name(opcode), f"{len(request)} bytes read, {length} announced")
-            payload = handler(Context(uid, gid, pid), nodeid, body)
+            payload = handler(Context(uid, gid, pid, unique=unique & ~UNIQUE_RESEND), nodeid, body)
         except Exception as error:
             return error_reply(unique, errno_of(error, opcode_name(opcode)))
         return OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload
@@ -176,12 +177,12 @@ class Dispatcher:
 
     def _mknod(self, ctx: Context, nodeid: int, body: Body) -> bytes:
         mode, rdev, umask, _ = body.take(lay.MKNOD_IN)
-        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask)
+        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask, ctx.unique)
         return lay.encode_entry(self._ops.mknod(ctx, nodeid, _name(body), mode, rdev))
 
     def _mkdir(self, ctx: Context, nodeid: int, body: Body) -> bytes:
         mode, umask = body.take(lay.MKDIR_IN)
-        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask)
+        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask, ctx.unique)
         return lay.encode_entry(self._ops.mkdir(ctx, nodeid, _name(body), mode))
 
     def _unlink(self, ctx: Context, nodeid: int, body: Body) -> bytes:
@@ -281,7 +282,7 @@ class Dispatcher:
 
     def _create(self, ctx: Context, nodeid: int, body: Body) -> bytes:
         flags, mode, umask, how = body.take(lay.CREATE_IN)
-        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask)
+        ctx = Context(ctx.uid, ctx.gid, ctx.pid, umask, ctx.unique)
         name = _name(body)
         entry, opened = self._ops.create(ctx, nodeid, name, mode, flags, bool(how & OPEN_KILL_SUIDGID))
         return lay.encode_entry(entry) + lay.encode_open(opened)

@@ -127,6 +127,7 @@ class InitFlag(IntFlag):
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     DIRECT_IO_ALLOW_MMAP = 1 << 36
+    HAS_RESEND = 1 << 39
 
 
 class SetattrValid(IntFlag):
@@ -154,3 +155,7 @@ IOCTL_DIR = 1 << 4
 
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_RESEND = 7
+
+UNIQUE_RESEND = 1 << 63
+"""In a request's unique: the kernel sends it again, because its first reader has died. The answer carries it too."""

@@ -18,6 +18,8 @@ class Context:
     gid: int
     pid: int
     umask: int = 0
+    unique: int = 0
+    """The kernel's number of the request; the same when it is sent again. 0: not from the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
