@@ -20,8 +20,8 @@ from vmfs.errors import DeviceError, DeviceNotUsable
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("iscsi://10.0.0.1/iqn.2020-01.example:lun/0", "iscsi:// are not supported yet"),
-        ("rbd://pool/image", "rbd:// are not supported yet"),
+        ("iscsi://127.0.0.1:1/iqn.2020-01.example:lun/0", "cannot log in.*is the portal reachable"),
+        ("rbd://pool/image", "rbd:// are not known"),
         ("/nowhere/at/all", "no such file"),
         ("", "no such file"),
         ("/etc", "is a directory"),

@@ -1,7 +1,8 @@
-"""Block devices and files as the storage of a volume, behind one contract (`contract.Device`).
+"""Block devices, files and LUNs as the storage of a volume, behind one contract (`contract.Device`).
 
-`file` and `block` are the real ones, `ram` and `fault` serve simulation and tests and pass the same conformance
-suite; `extents` joins several devices into one address space; `signatures` says what a device already holds.
+`file`, `block` and `iscsi` (on `scsi`) are the real ones; `ram` and `fault` serve simulation and tests and pass the
+same conformance suite; `extents` joins several devices into one address space; `signatures` says what a device
+already holds.
 Stands on `vmfs.errors` and `vmfs.clock` alone.
 """
 
@@ -9,25 +10,33 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 from vmfs.devices.block import BlockDevice
 from vmfs.devices.contract import Device, LockMethod
 from vmfs.devices.file import FileDevice
+from vmfs.devices.iscsi import IscsiDevice
+from vmfs.devices.iscsi.address import is_iscsi
 from vmfs.errors import DeviceNotUsable
 
 __all__ = ["Device", "LockMethod", "open_device"]
 
 
-def open_device(spec: str, *, read_only: bool = False, sector_bytes: int | None = None) -> Device:
-    """Open the file or block device at the path `spec`; `sector_bytes` (512 or 4096) overrides the detected sector.
+def open_device(
+    spec: str, *, read_only: bool = False, sector_bytes: int | None = None, credentials: Path | None = None
+) -> Device:
+    """Open `spec`: the path of a file or block device, or `iscsi://portal[:port]/target/lun`.
 
+    `sector_bytes` (512 or 4096) overrides the detected sector; `credentials` is the file with iSCSI's secrets.
     DeviceNotUsable when it is missing, not permitted, of another kind, or cannot be shared safely; DeviceBusy when
-    something else has claimed it. Nothing on it is changed.
+    something else has claimed it; CredentialsRefused. Nothing on it is changed.
     """
+    if is_iscsi(spec):
+        return IscsiDevice.open(spec, read_only=read_only, sector_bytes=sector_bytes, credentials=credentials)
     if "://" in spec:
         scheme = spec.partition("://")[0]
-        hint = "attach the LUN with the kernel's initiator and give its block device"
-        raise DeviceNotUsable(spec, f"devices of the kind {scheme}:// are not supported yet by this version; {hint}")
+        hint = "give iscsi://PORTAL/TARGET/LUN, or attach the LUN with the kernel's drivers and give its block device"
+        raise DeviceNotUsable(spec, f"devices of the kind {scheme}:// are not known; {hint}")
     try:
         mode = os.stat(spec).st_mode
         if stat.S_ISREG(mode):

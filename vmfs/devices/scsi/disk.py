@@ -227,7 +227,8 @@ class ScsiDisk:
         return None
 
     def reservations(self) -> Reservations | None:
-        return self._reservations
+        """As the contract; None also where the LUN says that its reservations end with its power."""
+        return self._reservations if self._facts.can_reserve else None
 
     def refresh_size(self) -> int:
         self._check_open()

@@ -26,6 +26,8 @@ class LunFacts:
     provisioning: pages.Provisioning
     unit_name: str | None
     """Its name in all the world ("naa.6001405..."), the same by every path."""
+    can_reserve: bool
+    """It has persistent reservations of the kind that fencing needs, or says so at least."""
 
 
 def meet(transport: ScsiTransport) -> LunFacts:
@@ -46,6 +48,7 @@ def meet(transport: ScsiTransport) -> LunFacts:
         page(pages.PAGE_BLOCK_LIMITS, pages.parse_block_limits) or pages.BlockLimits(),
         page(pages.PAGE_PROVISIONING, pages.parse_provisioning) or pages.Provisioning(),
         page(pages.PAGE_IDENTIFICATION, pages.parse_identification),
+        _can_reserve(transport),
     )
 
 
@@ -54,6 +57,17 @@ def read_capacity(transport: ScsiTransport) -> pages.Capacity:
     cdb = commands.read_capacity_16(pages.CAPACITY_BYTES)
     raw = issue_read(transport, cdb, "read capacity", pages.CAPACITY_BYTES)
     return _parsed(transport, "read capacity", raw, pages.parse_capacity)
+
+
+def _can_reserve(transport: ScsiTransport) -> bool:
+    cdb = commands.persistent_reserve_in(commands.ReserveIn.REPORT_CAPABILITIES, pages.CAPABILITIES_BYTES)
+    try:
+        return pages.parse_capabilities(issue_read(transport, cdb, "reservations", pages.CAPABILITIES_BYTES))
+    except CommandRefused as error:
+        log.debug("%s: no persistent reservations: %s", transport.name, error.sense)
+    except ValueError as error:
+        log.warning("%s: persistent reservations are not used: %s", transport.name, error)
+    return False
 
 
 def _page(transport: ScsiTransport, number: int, parse: Callable[[bytes], T]) -> T | None:

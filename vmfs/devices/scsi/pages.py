@@ -18,6 +18,7 @@ CAPACITY_BYTES: Final = 32
 PAGE_BYTES: Final = 1024  # more than any of the pages below has in practice; what is cut off is not looked at
 KEYS_BYTES: Final = 16 << 10  # some two thousand registrations; targets keep a few hundred at most
 RESERVATION_BYTES: Final = 24
+CAPABILITIES_BYTES: Final = 8
 
 PAGE_SUPPORTED: Final = 0x00
 PAGE_IDENTIFICATION: Final = 0x83
@@ -149,6 +150,18 @@ def parse_reservation(data: bytes) -> Reservation | None:
     if len(body) < 16:
         raise ValueError(f"its reservation has {len(body)} of 16 bytes")
     return Reservation(type=body[13] & 0xF, scope=body[13] >> 4)
+
+
+def parse_capabilities(data: bytes) -> bool:
+    """REPORT CAPABILITIES: whether reservations can be what volumes want of them.
+
+    That is: registrations that outlive a power cut of the logical unit (PTPL_C), and, where the target lists the types
+    that it has, type 7h among them.
+    """
+    if len(data) < CAPABILITIES_BYTES:
+        raise ValueError(f"its reservation capabilities have {len(data)} of {CAPABILITIES_BYTES} bytes")
+    lists_types, has_type = bool(data[3] & 0x80), bool(data[4] & 0x80)
+    return bool(data[2] & 0x01) and (has_type or not lists_types)
 
 
 def _page(data: bytes, page: int) -> bytes:
