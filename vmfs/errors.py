@@ -360,8 +360,7 @@ class NoFreeSlot(VmfsError):
     def __init__(self, volume: str, slots: int, detail: str) -> None:
         super().__init__(
             f"volume {volume}: none of its {slots} heartbeat slots is free ({detail}); "
-            "unmount it on a host; a slot that waits for an operator is freed by `vmfsctl recover` on a host that has it "
-            "mounted"
+            "unmount it on a host; slots that have failed are freed by `vmfsctl recover`, where it is mounted"
         )
         self.volume = volume
 

@@ -21,7 +21,8 @@ from vmfs.cluster.registers import DirectRegisters
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.file import FileDevice
 from vmfs.devices.ram import RamDevice
-from vmfs.errors import HostNameInUse, NoFreeSlot
+from vmfs.errors import HostNameInUse, LeaseExpired, LeaseLost, NoFreeSlot
+from vmfs.ondisk.lock import Holder
 from vmfs.ondisk.slot import SlotRecord, SlotState, parse_slot
 
 MakeHost = Callable[..., Host]
@@ -89,9 +90,60 @@ def test_eight_processes_that_start_at_once_have_a_slot_each(actor: Actor) -> No
 
 def test_a_ninth_host_of_eight_slots_is_told_what_to_do(host: MakeHost) -> None:
     for i in range(8):
-        host(f"esx{i}").join(start=False)
+        host(f"esx{i}").join()
     with pytest.raises(NoFreeSlot, match=r"none of its 8 .*8 live"):
         host("esx8").join()
+
+
+def test_where_all_slots_are_dead_hosts_one_is_claimed_in_place(host: MakeHost) -> None:
+    for i in range(8):
+        host(f"esx{i}").join(start=False)
+    held = host("esx0b")  # no free slot, nobody beats: watched for the break time, then claimed
+    record = held.membership.claim()
+    slot = record.slot
+    assert record.in_place
+    assert (record.incarnation, held.membership.holder) == (1, Holder(slot, 2))
+    held.membership.start()
+    other = host("other", slots=8)
+    view = held.membership.read_slot(slot).require()
+    assert view.host_name == "esx0b"
+    assert held.membership.begin_recovery(slot).holder == Holder(slot, 1)
+    held.membership.settle_in_place()
+    settled = held.membership.read_slot(slot).require()
+    assert settled.state is SlotState.LIVE
+    assert settled.holder == held.membership.holder == Holder(slot, 2)
+    assert settled.requests == ()
+    assert other.membership.claim().slot != slot
+
+
+def test_who_dies_in_a_slot_claimed_in_place_never_shares_an_incarnation(host: MakeHost) -> None:
+    """The second claims the same slot in place again; then a host recovers it, and the free slot is beyond them all."""
+    host("esx0", slots=1).join(start=False)
+    first = host("esx1", slots=1)
+    assert first.membership.claim().in_place
+    assert first.membership.holder == Holder(0, 2)
+    second = host("esx2", slots=1)
+    assert second.membership.claim().occupant == Holder(0, 3)
+    assert second.membership.begin_recovery(0).holder == Holder(0, 1)
+    second.membership.fail_in_place()
+    failed = second.membership.read_slot(0).require()
+    assert (failed.state, failed.incarnation, failed.last_incarnation) == (SlotState.FAILED, 1, 3)
+    with pytest.raises(NoFreeSlot, match="1 failed"):
+        host("esx3", slots=1).join()
+    assert failed.freed(0).incarnation == 4
+    with pytest.raises((LeaseExpired, LeaseLost)):
+        first.membership.settle_in_place()
+
+
+def test_a_mount_that_leaves_what_it_claimed_in_place_leaves_it_dead(host: MakeHost) -> None:
+    host("esx0", slots=1).join(start=False)
+    first = host("esx1", slots=1)
+    assert first.membership.claim().in_place
+    first.membership.leave()
+    left = first.membership.read_slot(0).require()
+    assert (left.state, left.incarnation) == (SlotState.DEAD, 1)
+    second = host("esx2", slots=1)
+    assert second.membership.claim().occupant == Holder(0, 3)
 
 
 def test_a_second_live_mount_of_a_name_is_refused_at_once_with_its_pid(actor: Actor) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.casio import STORAGE_ERRORS, swap_settled
 from vmfs.cluster.region import SlotRegion
-from vmfs.ondisk.slot import SlotRecord
+from vmfs.ondisk.slot import SlotRecord, SlotState
 
 _SENDS_AT_ONCE: Final = 3  # of one image within one beat, while the slot still shows the old one
 
@@ -98,6 +98,8 @@ class SlotKeeper:
     def free(self) -> bool:
         """Give the slot up: free, with the next incarnation. False when it was not this host's any more.
 
+        One that was claimed in place and not recovered stays dead, for another to recover.
+
         Raises DeviceError or DeviceGone when the storage does not answer; the slot then stays to be recovered.
         """
         with self._mutex:
@@ -105,13 +107,14 @@ class SlotKeeper:
                 return False
             if self._pending is not None and self._send(self._pending) is not Renewal.LANDED:
                 return False
-            freed = self.landed.record.freed(self._clock.wall_ns())
+            landed = self.landed.record
+            freed = landed.turned(SlotState.DEAD) if landed.in_place else landed.freed(self._clock.wall_ns())
             address = self._region.address(self.slot)
             raw = freed.pack(self._region.sector_bytes)
             done = swap_settled(self._region.registers, address, self.landed.raw, raw, clock=self._clock)
             if not done:
                 now_there = self._region.read(self.slot).record
                 # Our free image may have landed with its answer lost, and another host may have claimed it since.
-                done = now_there is not None and now_there.incarnation >= freed.incarnation
+                done = now_there is not None and not landed.in_place and now_there.incarnation >= freed.incarnation
             self.fenced = True
             return done

@@ -28,7 +28,7 @@ from vmfs.cluster.watcher import Watcher
 from vmfs.errors import LeaseExpired, LeaseLost, MountClosing, VmfsError
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Holder
-from vmfs.ondisk.slot import SlotRecord, SlotState
+from vmfs.ondisk.slot import MAX_REQUESTS, SlotRecord, SlotState
 
 # A heartbeat of unknown fate is sent again after this part of the interval, and none comes sooner after another.
 _RETRY_PART: Final = 1 / 8
@@ -81,7 +81,7 @@ class Membership:
         self.callbacks = callbacks or MembershipCallbacks()
         self.watcher = Watcher(timers)
         self.recovery = Recovery(
-            region, identity, self.watcher, clock, volume_name, lambda: self.holder, self.check_lease
+            region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease
         )
         self.snapshot: RegionSnapshot | None = None
         self.lease_deadline: float = -math.inf
@@ -102,24 +102,59 @@ class Membership:
 
     # -- joining and leaving ------------------------------------------------------------------------------------
 
-    def claim(self) -> SlotRecord:
+    def claim(self, is_usable: Callable[[int], bool] = lambda slot: True) -> SlotRecord:
         """Take a slot for this mount and return its record; starts no thread. Then recover the `predecessors`.
 
-        May take the break time B when a slot under this host's name has to be watched first. Raises HostNameInUse,
-        NoFreeSlot, DeviceError, DeviceGone.
+        Where the record is `in_place`, all slots were taken, and this one's owner is dead: begin_recovery of it, replay
+        its journal, `settle_in_place`, before anything else. `is_usable(slot)`: a free slot that is not is passed over.
+
+        May take the break time B when a slot under this host's name, or any that may be dead, has to be watched first.
+        Raises HostNameInUse, NoFreeSlot, DeviceError, DeviceGone.
         """
         if self._keeper is not None:
             raise ValueError("this membership has claimed its slot already")
         claimer = Claimer(
-            self.region, self.identity, self.timers, self._clock, self.watcher, self._random, self.volume_name
-        )
+            self.region, self.identity, self.timers, self._clock, self.watcher, self._random, self.volume_name,
+            self.recovery.dead, is_usable,
+        )  # fmt: skip
         claimed = claimer.claim()
         self._keeper = SlotKeeper(self.region, self._clock, claimed.image)
         self.predecessors = claimed.predecessors
         self.lease_deadline = claimed.image.first_submitted + self.timers.usable_lease_s
+        self.region.registers.act_while(lambda: self.lease_valid(self._clock.now()))
         record = claimed.image.record
         _log.info("%s: host %s has slot %d, incarnation %d", self.volume_name, record.host_name, *self._me())
         return record
+
+    def settle_in_place(self) -> None:
+        """The dead slot that was claimed in place has been replayed and flushed: it becomes this mount's own.
+
+        Raises LeaseExpired, LeaseLost.
+        """
+        self._end_in_place(lambda last: last.settled_in_place(self._clock.wall_ns()))
+
+    def fail_in_place(self) -> None:
+        """The dead slot that was claimed in place cannot be recovered: it is left FAILED, and this mount has none.
+
+        Raises LeaseExpired, LeaseLost: then it stays dead, and is found so by others.
+        """
+        self._stop_threads()
+        self._end_in_place(lambda last: last.turned(SlotState.FAILED))
+        self.lease_deadline = -math.inf
+
+    def _end_in_place(self, turn: Callable[[SlotRecord], SlotRecord]) -> None:
+        keeper = self._own()
+        slot = keeper.slot
+        while keeper.landed.record.in_place:
+            self.check_lease()
+            outcome = keeper.renew(lambda last: turn(last) if last.in_place else self._next_image(last))
+            if outcome is Renewal.FENCED:
+                self._fence()
+            elif outcome is Renewal.UNKNOWN:
+                self._clock.sleep(self.timers.interval_s * _RETRY_PART)
+            else:
+                self._extend_lease(keeper)
+        self.recovery.settled(slot)
 
     def start(self) -> None:
         """Start beating, once, after `claim`."""
@@ -170,7 +205,10 @@ class Membership:
     @property
     def holder(self) -> Holder:
         """(slot, incarnation) of this mount. ValueError before `claim`."""
-        return self._own().landed.record.holder
+        return self._own().landed.record.occupant
+
+    def _holder_if_any(self) -> Holder | None:
+        return None if self._keeper is None else self._keeper.landed.record.occupant
 
     @property
     def record(self) -> SlotRecord:
@@ -269,7 +307,7 @@ class Membership:
         return outcome
 
     def _next_image(self, last: SlotRecord) -> SlotRecord:
-        requests = self._board.current()
+        requests = (*last.notes, *self._board.current())[:MAX_REQUESTS]
         return replace(last, sequence=last.sequence + 1, wall_ns=self._clock.wall_ns(), requests=requests)
 
     def _extend_lease(self, keeper: SlotKeeper) -> None:

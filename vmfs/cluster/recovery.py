@@ -38,7 +38,7 @@ class DeathProof(Enum):
 
 
 class Recovery:
-    """Proofs of death and the transitions of dead slots, on behalf of the mount that `me` names.
+    """Proofs of death and the transitions of dead slots, on behalf of the mount that `me` names (None: it has no slot).
 
     `_mutex` guards the record of what this mount recovers; it is not held over I/O. One slot must not be recovered by
     two threads at a time: the caller sees to that.
@@ -51,7 +51,7 @@ class Recovery:
         watcher: Watcher,
         clock: Clock,
         volume_name: str,
-        me: Callable[[], Holder],
+        me: Callable[[], Holder | None],
         check_lease: Callable[[], None],
     ) -> None:
         self._region = region
@@ -76,6 +76,8 @@ class Recovery:
         if record.state is SlotState.RECOVERING and record.recoverer is not None:
             if record.recoverer == self._me():
                 return DeathProof.OURS
+            if record.in_place:  # the identity and the heartbeat are its claimer's
+                return self._proof_of_live(record, view, now)
             recoverer = self._region.read(record.recoverer.slot).record
             if recoverer is not None and recoverer.incarnation > record.recoverer.incarnation:
                 return DeathProof.RECOVERER_GONE
@@ -90,9 +92,10 @@ class Recovery:
         return DeathProof.SILENT if self._watcher.is_broken_by_silence(view, now) else None
 
     def dead(self, snapshot: RegionSnapshot) -> dict[int, DeathProof]:
-        """The slots of the snapshot that this host may recover now."""
-        now = self._clock.now()
-        proofs = ((view.slot, self.proof(view, now)) for view in snapshot.views)
+        """The slots of the snapshot that this host may recover now; not its own."""
+        now, me = self._clock.now(), self._me()
+        others = (view for view in snapshot.views if me is None or view.slot != me.slot)
+        proofs = ((view.slot, self.proof(view, now)) for view in others)
         return {slot: proof for slot, proof in proofs if proof is not None}
 
     def recoverable(self, slot: int) -> int | None:
@@ -101,7 +104,7 @@ class Recovery:
             view = self._region.read(slot)
             if self.proof(view, self._clock.now()) is not None:
                 return slot
-            if view.record is None or view.record.recoverer is None:
+            if view.record is None or view.record.recoverer is None or view.record.in_place:
                 return None
             slot = view.record.recoverer.slot
         return None
@@ -109,14 +112,14 @@ class Recovery:
     def begin(self, slot: int, *, operator: bool = False) -> SlotRecord:
         """Take a dead slot as RECOVERING by this mount and return the dead owner's record.
 
-        `operator` allows a FAILED slot too. Raises SlotNotDead, LeaseExpired, LeaseLost, DamagedBlock, DeviceError,
-        DeviceGone.
+        `operator` says that its host is dead, and allows a FAILED slot too. Raises SlotNotDead, LeaseExpired,
+        LeaseLost, DamagedBlock, DeviceError, DeviceGone.
         """
         view = self._region.read(slot)
         record = view.require()
         proof = self.proof(view, self._clock.now())
-        if proof is None and operator and record.state is SlotState.FAILED:
-            proof = DeathProof.OPERATOR
+        if proof is None and operator:
+            proof = self._operators_proof(record)
         if proof is None:
             raise SlotNotDead(self._volume, slot, f"it is {record.state.name} and not known to be dead")
         if proof is not DeathProof.OURS:
@@ -127,6 +130,18 @@ class Recovery:
         with self._mutex:
             self._begun[slot] = record.holder
         return record
+
+    def _operators_proof(self, record: SlotRecord) -> DeathProof | None:
+        """An operator cannot declare dead this mount itself, nor a process that can be seen to live on this machine."""
+        ours = record.occupant == self._me()
+        declared = record.state in (SlotState.LIVE, SlotState.FAILED) or record.in_place
+        alive = record.state is not SlotState.FAILED and is_process_alive(record, self._identity)
+        return DeathProof.OPERATOR if declared and not ours and not alive else None
+
+    def settled(self, slot: int) -> None:
+        """The slot that this mount claimed in place is its own now, or is given up: nothing is left to hand back."""
+        with self._mutex:
+            self._begun.pop(slot, None)
 
     def finish(self, slot: int) -> None:
         """Free a slot whose journal this mount has replayed and flushed: its locks are void from now on.

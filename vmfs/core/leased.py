@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from vmfs.clock import Clock
+from vmfs.cluster.membership import Membership
 from vmfs.devices.contract import ReadableBuffer
 from vmfs.devices.extents import ExtentSet
 from vmfs.errors import LeaseExpired
@@ -20,6 +21,13 @@ class Lease(Protocol):
 
     def check(self) -> None:
         """Raise LeaseLost unless the lease holds now."""
+
+
+class MemberLease:
+    """Membership's lease as it is."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.check = membership.check_lease
 
 
 class PatientLease:

@@ -24,6 +24,7 @@ from vmfs.cluster.registers import DirectRegisters
 from vmfs.cluster.timers import Timers
 from vmfs.control.contract import MountOptions
 from vmfs.control.server import ControlServer
+from vmfs.core import recovering
 from vmfs.core.attributes import Attributes
 from vmfs.core.blockio import BlockIO
 from vmfs.core.dataplane import DataPlane
@@ -34,7 +35,7 @@ from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
 from vmfs.core.layers import Cloner
-from vmfs.core.leased import LeasedIO, PatientLease
+from vmfs.core.leased import LeasedIO, MemberLease, PatientLease
 from vmfs.core.makeinode import InodeMaker
 from vmfs.core.namespace import Namespace
 from vmfs.core.objects import OrphansObject
@@ -42,7 +43,7 @@ from vmfs.core.openfile import OpenFiles
 from vmfs.core.operations import FileSystem
 from vmfs.core.publisher import Publisher
 from vmfs.core.reaper import Reaper
-from vmfs.core.recovering import SlotRecoverer
+from vmfs.core.recovering import SlotLooker, SlotRecoverer
 from vmfs.core.rename import Renamer
 from vmfs.core.service import Service
 from vmfs.core.slowwrite import SlowWriter
@@ -67,13 +68,6 @@ log = logging.getLogger("vmfs.core")
 
 _QUIET_POLL_SECONDS: Final = 0.002
 _KNOWN_OPTIONS: Final = frozenset({"noexec", "suid", "dev", "_netdev", "rw", "defaults"})
-
-
-class _Lease:
-    """Membership's lease as the I/O layers want it."""
-
-    def __init__(self, membership: Membership) -> None:
-        self.check = membership.check_lease
 
 
 class MountedVolume:
@@ -102,10 +96,14 @@ class MountedVolume:
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
             callbacks=callbacks, rng=rng,
         )  # fmt: skip
-        self.membership.claim()
+        claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
             self.membership.start()
+            if claimed.in_place:
+                recovering.replay_in_place(volume, self.membership, clock)
             self._build(volume, geometry, clock, rng or random.SystemRandom(), read_only)
+            if claimed.in_place:
+                self.recoverer.settle_in_place(claimed.holder)
             self._recover()
         except BaseException:
             if self._locks is not None:
@@ -117,7 +115,7 @@ class MountedVolume:
         sb = volume.superblock
         membership = self.membership
         holder = membership.holder
-        io = LeasedIO(volume.extents, _Lease(membership))
+        io = LeasedIO(volume.extents, MemberLease(membership))
         self._patience = PatientLease(membership.check_lease, clock)
         committing = LeasedIO(volume.extents, self._patience)  # a commit that is cut off is the end of the mount
         journal = Journal(

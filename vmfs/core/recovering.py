@@ -17,10 +17,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
+from vmfs.clock import Clock
+from vmfs.cluster.lockio import LockSectors
+from vmfs.cluster.membership import Membership
 from vmfs.cluster.recovery import DeathProof
-from vmfs.core.leased import LeasedIO
+from vmfs.core.leased import LeasedIO, MemberLease
 from vmfs.core.objects import OrphansObject
 from vmfs.core.reaper import OrphanKey, Reaper
 from vmfs.core.replay import JournalPlace, Replayed, replay
@@ -66,12 +69,22 @@ class Recovered:
         )
 
 
+class Follower(Protocol):
+    """What more is done for a dead process of this very mount: see `vmfs.core.succession.Heir`."""
+
+    def finish_commits(self, dead: Holder) -> None: ...
+
+    def take_locks(self, dead: Holder) -> None: ...
+
+
 class SlotRecoverer:
     """Recovers slots on behalf of this mount; `vmfs.cluster.recoveries` sees that no slot is done twice at once."""
 
     def __init__(self, core: Core, reaper: Reaper) -> None:
         self._core = core
         self._reaper = reaper
+        self.heir: Follower | None = None
+        """Set while this process takes over from one before it."""
 
     def recover(self, slot: int, *, operator: bool = False, discard_journal: bool = False) -> Recovered:
         """Recover one dead slot; `operator` says that its host is dead, whatever this host knows of it.
@@ -94,10 +107,15 @@ class SlotRecoverer:
         found.dead = core.membership.begin_recovery(slot, operator=operator)
         done("begin and fence")
         try:
+            if self.heir is not None and not discard_journal:
+                self.heir.finish_commits(found.dead.holder)
             if not discard_journal:
                 peek = core.locks.peek
                 found.replayed = replay_slot(core.volume, core.io, peek, slot, found.dead.holder)
             done("replay")
+            if self.heir is not None:
+                self.heir.take_locks(found.dead.holder)
+                done("open files")
             self._take_over_orphans(found, discard_journal)
             done("removals")
         except DamagedBlock as error:
@@ -117,6 +135,17 @@ class SlotRecoverer:
         log.warning("volume %s: recovered %s", core.name, found)
         self._reaper.kick()
         return found
+
+    def settle_in_place(self, dead: Holder) -> None:
+        """End the recovery of a slot that this mount has claimed in place and replayed: from here on it is its own.
+
+        The orphan list stays where it is. Raises LeaseLost, LeaseExpired, and VmfsError where a lock is in doubt.
+        """
+        core = self._core
+        for key, kind in core.orphans.entries.items():
+            if kind == OrphanKind.TRIM:
+                inherit(core, self._reaper, key, dead)
+        core.membership.settle_in_place()
 
     def _take_over_orphans(self, found: Recovered, discard: bool) -> None:
         """Move the dead host's list onto this host's, with the locks that must not become free before it is done."""
@@ -186,6 +215,49 @@ def replay_slot(
         return record.owner == dead and record.version == version
 
     return replay(io, journal_place(volume, slot, dead.incarnation), holds)
+
+
+def replay_in_place(volume: Volume, membership: Membership, clock: Clock) -> None:
+    """Replay the journal of the dead host whose slot this mount has claimed in place, before this mount has its own.
+
+    Raises DamagedBlock when it cannot be read: the slot is left FAILED, and this mount has none.
+    """
+    slot, label = membership.holder.slot, volume.superblock.label
+    dead = membership.begin_recovery(slot).holder
+    sectors = LockSectors(membership, clock)
+    io = LeasedIO(volume.extents, MemberLease(membership))
+    began = clock.now()
+    try:
+        done = replay_slot(volume, io, lambda address: sectors.read(address)[1], slot, dead)
+    except DamagedBlock:
+        membership.fail_in_place()
+        raise
+    log.warning(
+        "volume %s: every slot is taken; a dead host's is claimed (slot %d, incarnation %d): %d records with %d blocks "
+        "replayed in %.0f ms",
+        label, slot, dead.incarnation, done.records, done.blocks, (clock.now() - began) * 1e3,
+    )  # fmt: skip
+
+
+class SlotLooker:
+    """Whether a free slot's orphan list is whole: a mount would write on it."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._told: set[int] = set()
+
+    def is_usable(self, slot: int) -> bool:
+        """False, said once, for one that nobody can use before it is mended. Raises DeviceError."""
+        volume = self._volume
+        address = volume.geometry.orphans_address(slot)
+        try:
+            orphans_format.parse(volume.extents.read(address, METADATA_BLOCK_BYTES), address, volume.uuid, slot)
+        except DamagedBlock as error:
+            if slot not in self._told:
+                self._told.add(slot)
+                log.error("volume %s: slot %d is passed over: %s", volume.superblock.label, slot, error)
+            return False
+        return True
 
 
 def journal_place(volume: Volume, slot: int, incarnation: int) -> JournalPlace:

@@ -31,7 +31,11 @@ States:
     FREE        nobody's; a claim makes it LIVE with incarnation + 1
     LIVE        its owner rewrites it every interval; it lives as long as the image changes
     RECOVERING  its owner is dead, and (recoverer's slot, incarnation) is replaying its journal. The identity stays
-                the dead owner's, the incarnation too: its locks stay held until the slot is free
+                the dead owner's, the incarnation too: its locks stay held until the slot is free.
+                Where the recoverer's slot is this very slot, a mount that found no free one has claimed it *in place*:
+                identity and heartbeat are that mount's, which is named by the recoverer's incarnation. When the replay
+                is done, the slot becomes LIVE with that incarnation. A request of kind IN_PLACE notes the highest
+                incarnation that claimed it in place, and stays until the slot is free: none is ever used twice
     DEAD        known to be dead, and no one recovers it now (a recoverer handed it back)
     FAILED      its journal could not be replayed; waits for an operator
 """
@@ -74,6 +78,8 @@ class RequestKind(IntEnum):
 
     ASK_RELEASE = 1
     """Give up the lock at `target` as soon as you can (argument: 0)."""
+    IN_PLACE = 2
+    """Nothing is asked: a note in a dead slot of the incarnation (argument) that last claimed it in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +136,51 @@ class SlotRecord:
         """(slot, incarnation) of this record."""
         return Holder(self.slot, self.incarnation)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether a mount has claimed this dead slot in place, and recovers it from within (R12)."""
+        return self.recoverer is not None and self.recoverer.slot == self.slot
+
+    @property
+    def occupant(self) -> Holder:
+        """Who keeps this slot alive: its owner, or the mount that has claimed it in place."""
+        return self.recoverer if self.recoverer is not None and self.in_place else self.holder
+
+    @property
+    def notes(self) -> tuple[Request, ...]:
+        """What is kept of the requests of a dead owner."""
+        return tuple(r for r in self.requests if r.kind == RequestKind.IN_PLACE)
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest incarnation that was ever used in this slot."""
+        return max(self.incarnation, *(r.argument for r in self.notes), 0)
+
     def freed(self, wall_ns: int) -> SlotRecord:
         """The image after its owner has left or was recovered: free, next incarnation, nobody's name."""
         return SlotRecord(
             self.address, self.volume_prefix, self.slot, SlotState.FREE,
-            self.incarnation + 1, self.sequence + 1, wall_ns=wall_ns,
+            self.last_incarnation + 1, self.sequence + 1, wall_ns=wall_ns,
         )  # fmt: skip
 
     def turned(self, state: SlotState, recoverer: Holder | None = None) -> SlotRecord:
         """The image of the same (dead) owner in another state; its requests are void."""
-        return replace(self, state=state, recoverer=recoverer, sequence=self.sequence + 1, requests=())
+        return replace(self, state=state, recoverer=recoverer, sequence=self.sequence + 1, requests=self.notes)
+
+    def claimed_in_place(self, claimer: SlotRecord) -> SlotRecord:
+        """The image of this dead slot, claimed in place by a mount whose name, timers and time `claimer` has."""
+        mine = self.last_incarnation + 1
+        return replace(
+            claimer, state=SlotState.RECOVERING, incarnation=self.incarnation, sequence=self.sequence + 1,
+            recoverer=Holder(self.slot, mine), requests=(Request(RequestKind.IN_PLACE, self.slot, 0, 0, mine),),
+        )  # fmt: skip
+
+    def settled_in_place(self, wall_ns: int) -> SlotRecord:
+        """The image of a slot claimed in place whose dead owner is recovered: its claimer's own."""
+        return replace(
+            self, state=SlotState.LIVE, incarnation=self.occupant.incarnation, sequence=self.sequence + 1,
+            recoverer=None, requests=(), wall_ns=wall_ns,
+        )  # fmt: skip
 
     def pack(self, sector_bytes: int) -> bytes:
         """The sector's image; write it followed by zeros up to the end of the lock block at format."""
