@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import uuid
 
 from vmfs.check import check_volume
 from vmfs.clock import FakeClock, SystemClock
@@ -22,8 +23,8 @@ _BUFFER_BYTES = (2 << 20) + BUFFER_SLACK_BYTES
 class RamHost:
     """One mount of the volume in this process."""
 
-    def __init__(self, device: RamDevice, name: str) -> None:
-        self.volume = MountedVolume(open_volume([device]), HostIdentity.detect(name), SystemClock())
+    def __init__(self, device: RamDevice, name: str, boot_id: uuid.UUID | None = None) -> None:
+        self.volume = MountedVolume(open_volume([device]), HostIdentity.detect(name, boot_id), SystemClock())
         self.core = self.volume.core
         self.fs = self.volume.filesystem
         self.plane = self.volume.plane
@@ -70,8 +71,9 @@ class RamVolume:
         format_volume(self.device, FormatOptions("ram", **(defaults | options)))  # type: ignore[arg-type]
         self.hosts: list[RamHost] = []
 
-    def host(self, name: str) -> RamHost:
-        made = RamHost(self.device.again(), name)
+    def host(self, name: str, boot_id: uuid.UUID | None = None) -> RamHost:
+        """Mount it; with a `boot_id`, as a machine of its own, whose death shows in nothing but its silence."""
+        made = RamHost(self.device.again(), name, boot_id)
         self.hosts.append(made)
         return made
 

@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from vmfs.cluster.locktable import Tenure
 from vmfs.core.state import Core
-from vmfs.errors import DamagedBlock, LeaseLost, VmfsError
+from vmfs.errors import DamagedBlock, DeviceError, LockedByOther
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
 
 log = logging.getLogger("vmfs.core")
 
 TORN_RETRY_SECONDS: Final = 0.5  # a live owner's commit has its blocks in place long before
-CONFIRM_WAIT_SECONDS: Final = 1.0  # for the lock under which damage is looked at for the last time
+CONFIRM_WAIT_SECONDS: Final = 0.5  # for the lock under which damage is looked at for the last time, again and again
 _TORN_PAUSE_SECONDS: Final = 0.005
 _DAMAGED_MAX: Final = 1024  # 4 MiB of blocks that stayed damaged
 
@@ -98,21 +99,41 @@ class UnlockedReader:
 
     @contextmanager
     def _lock(self, number: int) -> Iterator[None]:
-        """The inode's lock, shared, if it is to be had: to take it recovers a dead holder, and waits for a commit."""
-        locks = self._core.locks
-        try:
-            address = self._core.geometry.inode_lock_address(number)
-            tenure = locks.acquire(address, Guards.INODE, LockMode.SHARED, wait=CONFIRM_WAIT_SECONDS)
-        except LeaseLost:
-            raise
-        except VmfsError as error:
-            log.debug("volume %s: inode %d is looked at without its lock: %s", self._core.name, number, error)
-            yield
-            return
+        """The inode's lock, shared, if it is to be had: to take it waits for a commit, and recovers a dead holder."""
+        tenure = self._acquire(self._core.geometry.inode_lock_address(number))
         try:
             yield
         finally:
-            locks.unpin(tenure)
+            if tenure is not None:
+                self._core.locks.unpin(tenure)
+
+    def _acquire(self, address: int) -> Tenure | None:
+        """The lock, or None: a host that lives keeps it, or it cannot be read.
+
+        A holder whose heartbeat stands still may be dead: it is waited for until it would be broken.
+        """
+        core = self._core
+        until = core.clock.now() + 2 * core.membership.timers.break_s
+        slots: dict[int, bytes] = {}
+        while True:
+            try:
+                return core.locks.acquire(address, Guards.INODE, LockMode.SHARED, wait=CONFIRM_WAIT_SECONDS)
+            except LockedByOther as error:
+                if core.clock.now() >= until or self._beats(address, slots):
+                    log.debug("volume %s: %s", core.name, error)
+                    return None
+            except (DamagedBlock, DeviceError) as error:
+                log.debug("volume %s: %s", core.name, error)
+                return None
+
+    def _beats(self, address: int, slots: dict[int, bytes]) -> bool:
+        """Whether a holder of the lock has changed its slot since the first call, which fills `slots`."""
+        core = self._core
+        for holder in core.locks.peek(address).all_holders:
+            raw = core.membership.read_slot(holder.slot).raw
+            if slots.setdefault(holder.slot, raw) != raw:
+                return True
+        return False
 
 
 def _check(unchanged: Callable[[], None] | None) -> None:
