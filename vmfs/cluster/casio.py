@@ -27,21 +27,18 @@ def swap_settled(
     new: bytes,
     *,
     clock: Clock,
-    swap: Callable[[bytes, bytes], bool] | None = None,
     before_each: Callable[[], None] | None = None,
 ) -> bool:
     """Put `new` in the place of `old`: True when it was done, False when the register holds, or got, another image.
 
-    `swap` is what does it, `Registers.swap` unless given. `before_each` runs before every submission and may raise (a
-    lease that has run out). Raises DeviceError or DeviceGone when the fate is still unknown after ATTEMPTS: it may then
-    still land.
+    `before_each` runs before every submission and may raise (a lease that has run out). Raises DeviceError or
+    DeviceGone when the fate is still unknown after ATTEMPTS: it may then still land.
     """
-    do_swap = swap or (lambda old, new: registers.swap(address, old, new))
     for attempt in range(1, ATTEMPTS + 1):
         if before_each is not None:
             before_each()
         try:
-            if do_swap(old, new):
+            if registers.swap(address, old, new):
                 return True
             found = registers.read(address)
         except STORAGE_ERRORS:

@@ -76,10 +76,16 @@ class LockSectors:
         self._clock = clock
         self._prefix = membership.region.volume_prefix
 
-    def read(self, address: int, guards: Guards | None = None) -> tuple[bytes, LockRecord]:
-        """The sector and its record. Raises DamagedBlock when it stays unreadable, DeviceError, DeviceGone."""
+    def read(
+        self, address: int, guards: Guards | None = None, *, as_base: bool = False
+    ) -> tuple[bytes, LockRecord]:
+        """The image and its record. Raises DamagedBlock when it stays unreadable, DeviceError, DeviceGone.
+
+        `as_base`: what a swap that follows is to compare with, or a hint; never to conclude from (`Registers.look`).
+        """
+        read = self._registers.look if as_base else self._registers.read
         for attempt in range(REREADS):
-            raw = self._registers.read(address)
+            raw = read(address)
             try:
                 record = parse_lock(raw, address, self._prefix)
                 break
@@ -118,7 +124,7 @@ class LockSectors:
         me = self._membership.holder
         for _ in range(_RACES):
             self._membership.check_lease()
-            raw, record = self.read(address, guards)
+            raw, record = self.read(address, guards, as_base=True)
             others = tuple(h for h in record.all_holders if h not in (me, heir_of) and not self.is_void(h))
             shares = bool(others) and mode is record.mode and mode is not LockMode.EXCLUSIVE
             if others and not (shares and len(others) < MAX_HOLDERS):
@@ -206,13 +212,13 @@ class LockSectors:
 
     def unmark(self, address: int) -> None:
         """Take this host's waiter mark out. Raises DeviceError, DeviceGone, and as `read`."""
-        raw, record = self.read(address)
+        raw, record = self.read(address, as_base=True)
         if record.waiter == self._membership.holder:
             self._swap_hint(raw, record.marked(None, LockMode.FREE))
 
     def wanted_by_other(self, address: int, mode: LockMode) -> bool:
         """Whether a living host waits for a lock that this host holds in `mode`."""
-        _, record = self.read(address)
+        _, record = self.read(address, as_base=True)
         if record.waiter is None or record.waiter == self._membership.holder:
             return False
         compatible = mode is not LockMode.EXCLUSIVE and record.waiter_intent is mode

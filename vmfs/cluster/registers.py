@@ -15,6 +15,7 @@ Two kinds of read:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vmfs.devices.extents import ExtentSet
@@ -57,8 +58,16 @@ class Registers(Protocol):
         """
         ...
 
-    def claim(self, address: int, slot: int, old: bytes, new: bytes) -> bool:
-        """As `swap`, by a host that has no slot yet: it makes the slot at `address` its own. May wait for seconds."""
+    def enter(self, slot: int, address: int, image: bytes, *, patient: bool) -> bool:
+        """Become able to swap as the host in `slot`, whose register at `address` was seen to hold `image`.
+
+        A host that mounts calls it before it swaps the slot to be its own; no swap is possible before. False: another
+        host is doing the same now, or the slot has changed; `patient` waits until such a host proves to be gone.
+        """
+        ...
+
+    def act_while(self, lease_valid: Callable[[], bool]) -> None:
+        """This mount may change registers while `lease_valid()`; without a lease, its own slot's alone."""
         ...
 
     def create(self, address: int, image: bytes, block_bytes: int) -> None:
@@ -89,8 +98,11 @@ class DirectRegisters:
     def swap(self, address: int, old: bytes, new: bytes) -> bool:
         return self.extents.compare_and_write(address, old, new)
 
-    def claim(self, address: int, slot: int, old: bytes, new: bytes) -> bool:
-        return self.swap(address, old, new)
+    def enter(self, slot: int, address: int, image: bytes, *, patient: bool) -> bool:
+        return True  # a compare-and-write needs no name
+
+    def act_while(self, lease_valid: Callable[[], bool]) -> None:
+        """Nothing to do: a compare-and-write that comes too late finds another image."""
 
     def create(self, address: int, image: bytes, block_bytes: int) -> None:
         self.extents.write(address, image.ljust(block_bytes, b"\0"))
