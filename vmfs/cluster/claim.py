@@ -57,6 +57,8 @@ class Claimer:
     """Which slots are known to be dead: `Recovery.dead`."""
     is_usable: Callable[[int], bool] = lambda slot: True
     """Whether the volume has whole what belongs to a free slot."""
+    prepare: Callable[[Holder], None] = lambda me: None
+    """Registers the incarnation that a claim would be with the LUNs: `Fence.prepare` (R3)."""
 
     def claim(self) -> Claimed:
         """Take a slot. May take the break time B when a slot under this name has to be watched.
@@ -144,7 +146,9 @@ class Claimer:
         for r in snapshot.records:
             if r.state is SlotState.FREE and self.is_usable(r.slot):
                 yield snapshot.views[r.slot], self._claim_image(r)
-        dead = [snapshot.views[slot].require() for slot in self.dead(snapshot)]
+        # A process that has to be ended first is for who has a slot already.
+        proofs = self.dead(snapshot).items()
+        dead = [snapshot.views[slot].require() for slot, proof in proofs if proof is not DeathProof.STOPPED]
         self.random.shuffle(dead)  # many hosts may look for one at the same time
         for r in sorted(dead, key=lambda r: r.host_name != self.identity.name):  # its own predecessor's first
             yield snapshot.views[r.slot], r.claimed_in_place(self._claim_image(r))
@@ -160,6 +164,7 @@ class Claimer:
         `patient`: even where a host that was claiming the slot must first prove to be gone.
         """
         registers = self.region.registers
+        self.prepare(image.occupant)
         if not registers.enter(found.slot, found.address, found.raw, patient=patient):
             return None
         raw = image.pack(self.region.sector_bytes)

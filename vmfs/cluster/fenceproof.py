@@ -22,6 +22,7 @@ from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Holder
 
 PROOF_OFFSET: Final = 120 << 10  # behind the superblock's copies and before the first lock, on every extent
+UNTRIED: Final = "this path to it opens no second connection to prove them by"
 
 
 class Unproved(VmfsError):
@@ -59,7 +60,7 @@ def try_out(device: Device, *, plain: bool = False) -> str | None:
             if found is None or found.type != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
                 return "it does not take a reservation of type 7h (write exclusive, all registrants)"
             if not _prove(device, theirs, tool_key(os.urandom), plain=plain):
-                return "this path to it opens no second connection to prove it by"
+                return UNTRIED
     except Unproved as problem:
         return str(problem)
     except ReservationConflict as conflict:

@@ -54,7 +54,14 @@ class Fence(Protocol):
         ...
 
     def come_back(self, me: Holder, still_ours: Callable[[], bool]) -> bool:
-        """After a refusal: have this incarnation admitted again if `still_ours` says that its slot is; else False."""
+        """After a refusal: have this incarnation admitted again if `still_ours` says that its slot is; else False.
+
+        Nothing passes before `reopen`.
+        """
+        ...
+
+    def reopen(self) -> None:
+        """After `come_back`: let changes pass again."""
         ...
 
     def leave(self) -> None:
@@ -86,6 +93,9 @@ class NoFence:
 
     def come_back(self, me: Holder, still_ours: Callable[[], bool]) -> bool:
         return still_ours()
+
+    def reopen(self) -> None:
+        pass
 
     def leave(self) -> None:
         pass
@@ -215,9 +225,11 @@ class ReservationFence:
         if not still_ours():
             self.leave()
             return False
-        if gate is not None:
-            gate.open()
         return True
+
+    def reopen(self) -> None:
+        if self._gate is not None:
+            self._gate.open()
 
     def leave(self) -> None:
         for _, theirs in self._each():

@@ -75,6 +75,15 @@ class SlotKeeper:
                 self.last_error = str(e)
                 return Renewal.UNKNOWN
 
+    def is_ours(self) -> bool:
+        """Whether the slot, read afresh, holds an image of this incarnation's own. Raises DeviceError, DeviceGone."""
+        with self._mutex:
+            if self.fenced:
+                return False
+            found = self._region.read(self.slot).raw
+            self.fenced = found != self.landed.raw and (self._pending is None or found != self._pending.raw)
+            return not self.fenced
+
     def _send(self, pending: SentImage) -> Renewal:
         address = self._region.address(self.slot)
         for _ in range(_SENDS_AT_ONCE):

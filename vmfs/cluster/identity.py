@@ -19,6 +19,7 @@ _MACHINE_IDS: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _FIRMWARE_UUID: Final = "/sys/class/dmi/id/product_uuid"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _STATE_FIELD, _START_FIELD = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted from after the command's name
+_STOPPED_STATES: Final = ("T", "t")
 _ENDED_STATES: Final = ("Z", "X", "x")
 
 
@@ -76,6 +77,12 @@ def is_process_alive(record: SlotRecord, here: HostIdentity) -> bool | None:
         return True
     states = (_stat_fields(f"/proc/{record.pid}/task/{t}/stat") for t in threads)
     return any(fields is not None and fields[_STATE_FIELD] not in _ENDED_STATES for fields in states)
+
+
+def is_stopped(record: SlotRecord) -> bool:
+    """Whether the process of a slot of this machine is stopped, by a signal or a debugger: it will not beat."""
+    fields = _stat_fields(f"/proc/{record.pid}/stat")
+    return fields is not None and fields[_STATE_FIELD] in _STOPPED_STATES
 
 
 def _name_problem(name: str) -> str | None:

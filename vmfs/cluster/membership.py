@@ -18,6 +18,7 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.casio import STORAGE_ERRORS
 from vmfs.cluster.claim import Claimer
+from vmfs.cluster.fencing import Fence, NoFence
 from vmfs.cluster.heartbeat import Renewal, SlotKeeper
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.recovery import DeathProof, Recovery
@@ -57,8 +58,8 @@ class Membership:
     """One mount's membership, from `claim` to `leave` or `abandon`.
 
     Threads: "vmfs-heartbeat-NAME" beats, "vmfs-lease-NAME" watches the lease; both end at `leave` and `abandon`.
-    `_mutex` guards `_expired` and the change of `lease_deadline`; it is never held over I/O or a callback. `snapshot`
-    and `lease_deadline` are plain attributes, replaced whole, so the data plane reads them without a lock.
+    `_mutex` guards `_expired`, `doubt` and the change of `lease_deadline`; it is never held over I/O or a callback.
+    `snapshot` and `lease_deadline` are plain attributes, replaced whole, so the data plane reads them without a lock.
     """
 
     def __init__(
@@ -72,20 +73,26 @@ class Membership:
         superblock_address: int | None = None,
         callbacks: MembershipCallbacks | None = None,
         rng: random.Random | None = None,
+        fence: Fence | None = None,
     ) -> None:
-        """Nothing is read or written before `claim`."""
+        """Nothing is read or written before `claim`. `fence`: how the volume's hosts are fenced, None: not at all."""
         self.region = region
         self.identity = identity
         self.timers = timers
         self.volume_name = volume_name
         self.callbacks = callbacks or MembershipCallbacks()
         self.watcher = Watcher(timers)
+        self.fence = fence or NoFence()
         self.recovery = Recovery(
-            region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease
+            region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease, self.fence
         )
         self.snapshot: RegionSnapshot | None = None
         self.lease_deadline: float = -math.inf
         self.predecessors: tuple[int, ...] = ()
+        self.doubt: str | None = None
+        """Why it is not known whether this mount may still write: what a LUN said that refused it (R3)."""
+        self.fenced_by: str | None = None
+        """Who has taken this mount for dead, for people."""
         self._clock = clock
         self._superblock_address = superblock_address
         self._random = rng or random.Random()
@@ -109,22 +116,52 @@ class Membership:
         its journal, `settle_in_place`, before anything else. `is_usable(slot)`: a free slot that is not is passed over.
 
         May take the break time B when a slot under this host's name, or any that may be dead, has to be watched first.
-        Raises HostNameInUse, NoFreeSlot, DeviceError, DeviceGone.
+        Raises HostNameInUse, NoFreeSlot, FencingUnusable, DeviceError, DeviceGone.
         """
         if self._keeper is not None:
             raise ValueError("this membership has claimed its slot already")
+        self.fence.guard(self._suspect)
         claimer = Claimer(
             self.region, self.identity, self.timers, self._clock, self.watcher, self._random, self.volume_name,
-            self.recovery.dead, is_usable,
+            self.recovery.dead, is_usable, self.fence.prepare,
         )  # fmt: skip
-        claimed = claimer.claim()
-        self._keeper = SlotKeeper(self.region, self._clock, claimed.image)
+        try:
+            claimed = claimer.claim()
+            self._keeper = SlotKeeper(self.region, self._clock, claimed.image)
+            self._prove_fencing(self._keeper)
+        except BaseException:
+            self._leave_fence()
+            raise
         self.predecessors = claimed.predecessors
         self.lease_deadline = claimed.image.first_submitted + self.timers.usable_lease_s
         self.region.registers.act_while(lambda: self.lease_valid(self._clock.now()))
         record = claimed.image.record
         _log.info("%s: host %s has slot %d, incarnation %d", self.volume_name, record.host_name, *self._me())
         return record
+
+    def _prove_fencing(self, keeper: SlotKeeper) -> None:
+        try:
+            self.fence.prove(keeper.landed.record.occupant)
+        except VmfsError:
+            keeper.free()
+            raise
+        try:
+            swept = self.fence.sweep(self._incarnation_of)
+        except VmfsError as e:
+            _log.warning("%s: registrations of hosts that are gone could not be taken away: %s", self.volume_name, e)
+        else:
+            if swept:
+                _log.info("%s: %d registrations of hosts that are gone were taken away", self.volume_name, swept)
+
+    def _incarnation_of(self, slot: int) -> int | None:
+        record = self.region.read(slot).record if slot < self.region.count else None
+        return None if record is None else record.incarnation
+
+    def _leave_fence(self) -> None:
+        try:
+            self.fence.leave()
+        except VmfsError as e:  # the next mount sweeps it away
+            _log.warning("%s: this host's registration could not be taken back: %s", self.volume_name, e)
 
     def settle_in_place(self) -> None:
         """The dead slot that was claimed in place has been replayed and flushed: it becomes this mount's own.
@@ -178,7 +215,9 @@ class Membership:
         except VmfsError as e:  # the next host finds that their recoverer is gone, and goes on
             _log.warning("%s: an unfinished recovery could not be handed back: %s", self.volume_name, e)
         self.lease_deadline = -math.inf
-        if not keeper.free():
+        freed = keeper.free()
+        self._leave_fence()
+        if not freed:
             raise LeaseLost(self.volume_name, "its heartbeat slot is not its own any more")
 
     def abandon(self) -> None:
@@ -249,7 +288,8 @@ class Membership:
         except (*STORAGE_ERRORS, ValueError):
             record = None
         if record is not None and record.incarnation == holder.incarnation and record.host_name:
-            return record.host_name
+            failed = record.state is SlotState.FAILED
+            return f"{record.host_name} (dead; `vmfsctl recover` it)" if failed else record.host_name
         return f"of slot {holder.slot}, incarnation {holder.incarnation}"
 
     def dead_slots(self) -> dict[int, DeathProof]:
@@ -294,6 +334,8 @@ class Membership:
         """One heartbeat. `start` has a thread do it every interval; a simulator without threads calls it itself."""
         keeper = self._own()
         self._wake.clear()
+        if self.doubt is not None and (known := self._settle_doubt(keeper)) is not None:
+            return known
         outcome = keeper.renew(self._next_image)
         if outcome is Renewal.FENCED:
             self._fence()
@@ -305,6 +347,32 @@ class Membership:
             _log.warning("%s: a heartbeat was not answered: %s", self.volume_name, keeper.last_error)
         self._look_around()
         return outcome
+
+    def _suspect(self, refusal: str) -> None:
+        """A LUN has refused a change of this mount: it is fenced, or has lost its registration (R3). In any thread."""
+        with self._mutex:
+            self.lease_deadline = -math.inf
+            self.doubt = refusal
+        self._wake.set()
+
+    def _settle_doubt(self, keeper: SlotKeeper) -> Renewal | None:
+        """Find out which of the two it is. None: this mount is registered again, and goes on with a heartbeat."""
+        refusal = self.doubt
+        if not self._troubled:
+            self._troubled = True
+            _log.warning("%s: a LUN refuses this host; is it fenced? (%s)", self.volume_name, refusal)
+        try:
+            if not self.fence.come_back(self.holder, keeper.is_ours):
+                self._fence()
+                return Renewal.FENCED
+        except VmfsError as e:
+            keeper.last_error = str(e)
+            return Renewal.UNKNOWN
+        with self._mutex:
+            self.doubt = None
+        self.fence.reopen()
+        _log.warning("%s: this host was not fenced: its registration was lost, and is made again", self.volume_name)
+        return None
 
     def _next_image(self, last: SlotRecord) -> SlotRecord:
         requests = (*last.notes, *self._board.current())[:MAX_REQUESTS]
@@ -319,7 +387,7 @@ class Membership:
         if now >= self.lease_deadline:
             self.watcher.restart()  # before the lease is valid again: counts made across a lapse prove nothing (R4)
         with self._mutex:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self.doubt is not None:
                 return
             self.lease_deadline = deadline
             resumed = self._expired and now < deadline
@@ -365,11 +433,22 @@ class Membership:
             first, self._told_fenced = not self._told_fenced, True
         if first:
             slot, incarnation = self._me()
+            self.fenced_by = self._who_fenced(slot)
             _log.error(
-                "%s: fenced: slot %d is not incarnation %d of this host any more; nothing more is written",
-                self.volume_name, slot, incarnation,
+                "%s: fenced by %s: slot %d is not incarnation %d of this host any more; nothing more is written. "
+                "Unmount, and mount again when the storage is back",
+                self.volume_name, self.fenced_by, slot, incarnation,
             )  # fmt: skip
             self._tell("on_fenced", self.callbacks.on_fenced)
+
+    def _who_fenced(self, slot: int) -> str:
+        try:
+            record = self.region.read(slot).record
+            if record is not None and record.recoverer is not None:
+                return f"host {self.name_of(record.recoverer)}"
+        except STORAGE_ERRORS:
+            pass
+        return "another host"
 
     def _run_heartbeat(self) -> None:
         interval = self.timers.interval_s

@@ -4,23 +4,26 @@ LIVE (dead) -> RECOVERING by (our slot, our incarnation) -> FREE with the next i
 on hands the slot back as DEAD; a replay that meets a bad block leaves it FAILED, for an operator. RECOVERING lives
 exactly as long as the recoverer's incarnation: it is overtaken only once that incarnation has itself been recovered.
 
-This version fences nothing at the storage: the break of a host of another machine rests on the break time alone (A1 of
-docs/locking.md), so writes of a paused host that wakes after it was broken are not stopped. A process of this very
-boot is never broken by silence while it exists: it must be gone.
+Between RECOVERING and the first read for the replay the dead host is fenced off (`vmfs.cluster.fencing`). On a volume
+without storage fencing the break of a host of another machine rests on the break time alone (A1 of docs/locking.md). A
+process of this very boot is never broken while it exists: one that is silent is killed first (`vmfs.cluster.evict`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from enum import Enum
 
 from vmfs.clock import Clock
 from vmfs.cluster.casio import swap_settled
-from vmfs.cluster.identity import HostIdentity, is_process_alive
+from vmfs.cluster.evict import evict, may_evict
+from vmfs.cluster.fencing import Fence, NoFence
+from vmfs.cluster.identity import HostIdentity, is_process_alive, is_stopped
 from vmfs.cluster.region import RegionSnapshot, SlotRegion, SlotView
 from vmfs.cluster.watcher import Watcher
-from vmfs.errors import SlotNotDead
+from vmfs.errors import SlotNotDead, VmfsError
 from vmfs.ondisk.lock import Holder
 from vmfs.ondisk.slot import SlotRecord, SlotState
 
@@ -30,6 +33,7 @@ class DeathProof(Enum):
 
     PROCESS_GONE = "its process, of this boot of this machine, has ended"
     REBOOTED = "this machine has booted again since, under the same name"
+    STOPPED = "its process, of this machine, has been silent for so long that it is killed first"
     SILENT = "it has not changed for the break time"
     HANDED_BACK = "a recoverer handed it back as dead"
     RECOVERER_GONE = "its recoverer was itself recovered"
@@ -53,7 +57,9 @@ class Recovery:
         volume_name: str,
         me: Callable[[], Holder | None],
         check_lease: Callable[[], None],
+        fence: Fence | None = None,
     ) -> None:
+        self._fence = fence or NoFence()
         self._region = region
         self._identity = identity
         self._watcher = watcher
@@ -85,8 +91,11 @@ class Recovery:
 
     def _proof_of_live(self, record: SlotRecord, view: SlotView, now: float) -> DeathProof | None:
         alive = is_process_alive(record, self._identity)
-        if alive is not None:
-            return None if alive else DeathProof.PROCESS_GONE
+        if alive is False:
+            return DeathProof.PROCESS_GONE
+        if alive:
+            stuck = self._watcher.is_stuck(view, now, stopped=is_stopped(record))
+            return DeathProof.STOPPED if stuck and may_evict(record, self._identity) else None
         if is_earlier_boot(record, self._identity):
             return DeathProof.REBOOTED
         return DeathProof.SILENT if self._watcher.is_broken_by_silence(view, now) else None
@@ -110,10 +119,10 @@ class Recovery:
         return None
 
     def begin(self, slot: int, *, operator: bool = False) -> SlotRecord:
-        """Take a dead slot as RECOVERING by this mount and return the dead owner's record.
+        """Take a dead slot as RECOVERING by this mount, fence its owner off, and return that owner's record (R2).
 
         `operator` says that its host is dead, and allows a FAILED slot too. Raises SlotNotDead, LeaseExpired,
-        LeaseLost, DamagedBlock, DeviceError, DeviceGone.
+        LeaseLost, DamagedBlock, DeviceError, DeviceGone, FenceFailed; the slot is handed back when it cannot be fenced.
         """
         view = self._region.read(slot)
         record = view.require()
@@ -122,6 +131,10 @@ class Recovery:
             proof = self._operators_proof(record)
         if proof is None:
             raise SlotNotDead(self._volume, slot, f"it is {record.state.name} and not known to be dead")
+        if proof is DeathProof.STOPPED and not evict(record, self._identity, self._volume):
+            raise SlotNotDead(self._volume, slot, f"its process {record.pid} here is silent and does not end")
+        # The dead owner's key, and its dead recoverer's, which may have had a replay under way.
+        dead = [h for h in (record.holder, record.recoverer) if h is not None and h != self._me()]
         if proof is not DeathProof.OURS:
             taken = record.turned(SlotState.RECOVERING, self._me())
             if not self._swap(slot, view.raw, taken):
@@ -129,6 +142,13 @@ class Recovery:
             record = taken
         with self._mutex:
             self._begun[slot] = record.holder
+        try:
+            self._fence.cut_off(dead)
+        except VmfsError:
+            if not record.in_place:  # else it is this mount's only slot, and dead with it
+                with contextlib.suppress(VmfsError):
+                    self.hand_back(slot)
+            raise
         return record
 
     def _operators_proof(self, record: SlotRecord) -> DeathProof | None:

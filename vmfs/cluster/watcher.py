@@ -9,9 +9,14 @@ counts start again: what kept it from the storage may have kept the others from 
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 from vmfs.cluster.region import RegionSnapshot, SlotView
 from vmfs.cluster.timers import Timers
+
+# A process of this machine that runs, however silent, stops by itself and comes back with its storage: it is killed
+# only after this many break times. One that was stopped stays so for as long as whoever stopped it likes.
+_RUNNING_PATIENCE: Final = 3
 
 
 class Watcher:
@@ -51,3 +56,8 @@ class Watcher:
     def is_broken_by_silence(self, view: SlotView, now: float) -> bool:
         """Whether the slot has held the bytes of this view for B or longer."""
         return self.silent_for(view, now) >= self._timers.break_s
+
+    def is_stuck(self, view: SlotView, now: float, *, stopped: bool) -> bool:
+        """Whether a slot whose process exists on this machine is silent for so long that it must be ended."""
+        patience = self._timers.break_s * (1 if stopped else _RUNNING_PATIENCE)
+        return self.silent_for(view, now) >= patience
