@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
-from vmfs.control.contract import CONTROL_XATTR, HostInfo, LockInfo, VolumeInfo
+from vmfs.control.contract import CONTROL_XATTR, HostInfo, LockInfo, RecoveryPlan, RecoveryReport, VolumeInfo
 from vmfs.control.errors import (
     ControlForbidden,
     ControlTimeout,
@@ -130,6 +130,20 @@ class Mount:
                     raise NameTaken(text) from error
                 raise
         return from_json(int, made)
+
+    def recovery_plan(self, slot: int) -> RecoveryPlan:
+        """What the recovery of a slot would be about. RemoteFailure when it is free, or there is no such slot."""
+        return from_json(RecoveryPlan, self._ask("recovery_plan", slot=slot))
+
+    def recover(
+        self, slot: int, incarnation: int, *, declare_dead: bool = False, discard_journal: bool = False
+    ) -> RecoveryReport:
+        """Recover the host of a slot by an operator's order, as `vmfsctl fence` and `vmfsctl recover` do.
+
+        `incarnation`: as the plan showed it; the slot must not have gone on since. RemoteFailure when it cannot be.
+        """
+        args: dict[str, Json] = {"declare_dead": declare_dead, "discard_journal": discard_journal}
+        return from_json(RecoveryReport, self._ask("recover", slot=slot, incarnation=incarnation, **args))
 
     def unmount(self, *, wait_seconds: float = 60.0) -> None:
         """Ask the mount's process to unmount, and wait until it has ended.

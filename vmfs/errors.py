@@ -376,6 +376,43 @@ class SlotNotDead(VmfsError):
         self.slot = slot
 
 
+class BadSlot(VmfsError):
+    """A heartbeat slot, or a host, that an order cannot be about."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, volume: str, which: str, problem: str) -> None:
+        super().__init__(f"volume {volume}: {which} {problem}; `vmfsctl hosts` shows the slots and their hosts")
+        self.volume = volume
+
+
+class OwnSlot(VmfsError):
+    """An order against the very host that it is given to."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, volume: str, host: str) -> None:
+        super().__init__(f"volume {volume}: {host} is this host itself; unmount it here, or order it on another host")
+        self.volume = volume
+
+
+class HostStillAlive(VmfsError):
+    """A host that was declared dead, and has a heartbeat, where nothing but the power switch ends its writes."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EBUSY
+
+    def __init__(self, volume: str, host: str) -> None:
+        super().__init__(
+            f"volume {volume}: host {host} is alive: its heartbeat has changed just now, and without storage fencing "
+            "nothing keeps it from writing; power it off first"
+        )
+        self.volume = volume
+        self.host = host
+
+
 class LeaseExpired(VmfsError):
     """This host's heartbeat is late, so it submits nothing. It goes on by itself once a heartbeat lands in time."""
 

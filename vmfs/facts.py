@@ -23,6 +23,7 @@ from vmfs.ondisk.superblock import FORMAT_VERSION, Superblock
 from vmfs.volume import Volume, method_name, open_volume
 
 NO_FENCING: Final = "no storage fencing"
+RESERVATIONS: Final = "reservations (7h): the LUNs refuse the writes of a host that was broken"
 _US_PER_S: Final = 1_000_000
 _TORN_READ_TRIES: Final = 3  # a 4 KiB block on 512-byte sectors may be read while it is being written
 
@@ -49,7 +50,7 @@ def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
         max_hosts=sb.max_hosts,
         lock_method=method_name(sb.lock_method),
         lock_method_reason=_REASONS.get(sb.lock_method, "this version does not know it"),
-        fencing=NO_FENCING,
+        fencing=RESERVATIONS if sb.fenced else NO_FENCING,
         timers=Timers(
             heartbeat_seconds=t.heartbeat_us / _US_PER_S,
             lease_seconds=t.lease_us / _US_PER_S,
@@ -73,15 +74,21 @@ def host_info(
     here: HostIdentity | None = None,
     unchanged_seconds: float | None = None,
     is_self: bool = False,
+    groups_held: int | None = None,
 ) -> HostInfo:
     """A slot for people. `names[i]` is the host of slot i.
 
     With `here`, a live slot whose process has ended on this very machine is told as such.
     """
     state = record.state.name.lower()
-    if record.recoverer is not None:
+    recoverer = None
+    if record.in_place:
+        recoverer = record.host_name
+        state = "recovering in place: every slot was taken"
+    elif record.recoverer is not None:
         by = record.recoverer.slot
-        state = f"recovering by {names[by] if by < len(names) and names[by] else f'slot {by}'}"
+        recoverer = names[by] if by < len(names) and names[by] else f"slot {by}"
+        state = f"recovering by {recoverer}"
     elif record.state is SlotState.LIVE and here is not None and is_process_alive(record, here) is False:
         state = "live, but its process has ended"
     return HostInfo(
@@ -94,6 +101,8 @@ def host_info(
         incarnation=record.incarnation,
         unchanged_seconds=unchanged_seconds,
         is_self=is_self,
+        recoverer=recoverer,
+        groups_held=groups_held,
     )
 
 

@@ -37,8 +37,8 @@ def help_of(typed: str) -> str:
 
 def test_all_that_there_is() -> None:
     assert TYPED == [
-        "format", "mount", "umount", "list", "info", "hosts", "locks", "check", "clone", "diff", "disk create",
-        "disk info", "extend disk",
+        "format", "mount", "umount", "list", "info", "hosts", "locks", "fence", "recover", "check", "clone", "diff",
+        "disk create", "disk info", "extend disk",
     ]  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def test_each_says_what_it_takes(typed: str) -> None:
     takes = {
         "format": "DEVICE", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "list": "[OPTIONS]",
         "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...", "check": "DEVICE",
+        "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",
         "clone": "SRC DST", "diff": "OLD NEW", "disk create": "PATH", "disk info": "PATH", "extend disk": "PATH SIZE",
     }  # fmt: skip
     assert takes[typed] in usage

@@ -20,16 +20,19 @@ from vmfs.control.contract import (
     STATE_SERVING,
     DeviceInfo,
     HostInfo,
+    JournalInfo,
     KernelFacts,
     LockInfo,
     MountFacts,
     MountOptions,
+    RecoveryPlan,
+    RecoveryReport,
     Timers,
     VolumeFacts,
     VolumeInfo,
 )
 from vmfs.control.server import ControlServer
-from vmfs.errors import DeviceNotUsable
+from vmfs.errors import DeviceNotUsable, SlotNotDead
 from vmfs.fuse.contract import ROOT_ID, Context, Negotiated
 from vmfs.fuse.mount import mount, unmount
 from vmfs.fuse.session import Session
@@ -69,6 +72,15 @@ class RamVolume:
             HostInfo(0, self.host, HOST_UUID, BOOT_ID, os.getpid(), "live", 7, 1.25, True),
             HostInfo(3, "esx2", HOST_UUID, BOOT_ID, 4711, "dead", 2, None),
         ]
+
+    def recovery_plan(self, slot: int) -> RecoveryPlan:
+        journal = JournalInfo(2, (("inode", 1),), (17,), 1, ())
+        return RecoveryPlan(self.hosts()[1], "dead", None, journal)
+
+    def recover(self, slot: int, incarnation: int, *, declare_dead: bool, discard_journal: bool) -> RecoveryReport:
+        if incarnation != self.hosts()[1].incarnation:
+            raise SlotNotDead(self.label, slot, "it has changed since you looked")
+        return RecoveryReport(slot, "esx2", incarnation, None if discard_journal else 2, None, 1, 0.5)
 
     def locks(self, inode: int | None = None) -> Sequence[LockInfo]:
         with self.fs.lock:

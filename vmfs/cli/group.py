@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "info": ("vmfs.cli.info:info_command", "Show what a volume is."),
     "hosts": ("vmfs.cli.hosts:hosts_command", "Show which hosts use a volume."),
     "locks": ("vmfs.cli.locks:locks_command", "Show which host holds which lock."),
+    "fence": ("vmfs.cli.recover:fence_command", "Declare a host dead."),
+    "recover": ("vmfs.cli.recover:recover_command", "Recover a host whose recovery has failed."),
     "check": ("vmfs.cli.check:check_command", "Check a volume's structure."),
     "clone": ("vmfs.cli.clone:clone_command", "Clone a file in an instant."),
     "diff": ("vmfs.cli.diff:diff_command", "Show where a clone differs from another."),

@@ -3,8 +3,9 @@
 Whoever needs a lock whose holder is dead recovers that slot at once. A mount that needs nothing does it too, so that a
 dead host's space and half-done removals do not wait for somebody to want them. Then the hosts take turns, so that not
 all of them pounce: the next living slot above the dead one (cyclically) begins as soon as the death is proved, each
-further one a heartbeat interval later, when the slot has long shown that someone is at it. That is courtesy alone: the
-compare-and-write of the slot decides.
+further one a heartbeat interval later, when the slot has long shown that someone is at it. To a process that has ended
+on this very machine, which is known at once, they leave the break time: its successor may be starting, and goes first.
+That is courtesy alone: the compare-and-write of the slot decides.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.casio import STORAGE_ERRORS
 from vmfs.cluster.membership import Membership
+from vmfs.cluster.recovery import DeathProof
 from vmfs.cluster.region import RegionSnapshot
 from vmfs.errors import DamagedBlock, LeaseExpired, LeaseLost, MountClosing, SlotNotDead, VmfsError
 from vmfs.ondisk.lock import Holder
@@ -133,18 +135,20 @@ class Recoveries:
         for slot in dead:
             holder = snapshot.views[slot].require().holder
             turn = _turn(snapshot, dead, slot, membership.holder.slot)
-            seen[holder] = self._plans.get(holder) or _Plan(now + turn * membership.timers.interval_s)
+            courtesy = membership.timers.break_s if dead[slot] is DeathProof.PROCESS_GONE else 0.0
+            due = now + courtesy + turn * membership.timers.interval_s
+            seen[holder] = self._plans.get(holder) or _Plan(due)
         self._plans = seen
         busy = self.under_way()
         for holder, plan in seen.items():
             if plan.due <= self._clock.now() and holder.slot not in busy and not self._stopping.is_set():
                 self._try(holder.slot, plan)
 
-    def _dead(self, snapshot: RegionSnapshot) -> frozenset[int]:
+    def _dead(self, snapshot: RegionSnapshot) -> dict[int, DeathProof]:
         try:
-            return frozenset(self._membership.recovery.dead(snapshot))
+            return self._membership.recovery.dead(snapshot)
         except STORAGE_ERRORS:
-            return frozenset()  # the heartbeat meets the same, and says so
+            return {}  # the heartbeat meets the same, and says so
 
     def _try(self, slot: int, plan: _Plan) -> None:
         interval = self._membership.timers.interval_s

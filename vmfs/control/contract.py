@@ -42,6 +42,10 @@ class MountOptions:
     allow_other: bool = True
     init_mask: int = 0
     """FUSE INIT flags (flags2 in bits 32 to 63) that are not taken from the kernel's offer, to try the fall-backs."""
+    in_flight_s: float | None = None
+    """How long a write of this host may stay on its way to the storage (F of A1); None: what the devices say."""
+    watchdog: str | None = None
+    """A watchdog device that resets this machine when the lease is gone."""
     data_threads: int = DATA_THREADS
     """Threads that read and write files' data."""
     log_level: int = logging.INFO
@@ -123,6 +127,10 @@ class MountFacts:
     mounted_since_ns: int
     """Since the epoch."""
     kernel: KernelFacts
+    fencing: str = ""
+    """All that keeps a dead host from writing, here and now, for people."""
+    lease: str = ""
+    """How the lease stands: valid for how long, lapsed since when, or fenced by whom; for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +159,10 @@ class HostInfo:
     unchanged_seconds: float | None
     """Since its heartbeat was last seen to change, on this host's clock; None: not watched long enough to know."""
     is_self: bool = False
+    recoverer: str | None = None
+    """The host that recovers it now: its name, or "slot N"."""
+    groups_held: int | None = None
+    """Groups of blocks whose locks it holds; None: not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +184,48 @@ class LockInfo:
     """How many open files of *this* mount use it."""
     pins: int = 0
     """How many operations of this mount use it besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalInfo:
+    """What of a host is only in its journal and on its orphan list: lost when they are given up."""
+
+    records: int
+    """That can be read, each one transaction."""
+    blocks: tuple[tuple[str, int], ...]
+    """(kind of metadata block, how many blocks of it they change)."""
+    inodes: tuple[int, ...]
+    """Some of the inodes that they change, in order."""
+    removals: int
+    """Files whose removal or truncation is not finished."""
+    problems: tuple[str, ...]
+    """What cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPlan:
+    """What the recovery of a slot is about. Nothing has been done yet."""
+
+    host: HostInfo
+    slot_state: str
+    """"live", "dead", "recovering", "failed"."""
+    fencing: str | None
+    """What keeps the host from writing once it is broken; None: nothing does."""
+    journal: JournalInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a recovery has done."""
+
+    slot: int
+    host: str
+    incarnation: int
+    records: int | None
+    """Journal records replayed; None: the journal was given up."""
+    blocks: int | None
+    removals: int
+    seconds: float
 
 
 class VolumeService(Protocol):
@@ -200,6 +254,14 @@ class VolumeService(Protocol):
 
     def diff(self, old: int, new: int) -> Sequence[tuple[int, int]]:
         """Ranges (offset, length) in which file inode `new` may differ from `old`: sorted, disjoint, within `new`."""
+        ...
+
+    def recovery_plan(self, slot: int) -> RecoveryPlan:
+        """What the recovery of a slot is about."""
+        ...
+
+    def recover(self, slot: int, incarnation: int, *, declare_dead: bool, discard_journal: bool) -> RecoveryReport:
+        """Recover the slot's host by an operator's order: one that he declares dead, or whose recovery has failed."""
         ...
 
     def request_unmount(self) -> None:

@@ -239,6 +239,13 @@ class ControlServer:
                 yield encode({"result": service.clone(source, parent, name, uid, gid)})
             case "diff":
                 yield from encode_list(service.diff(args.inode("old"), args.inode("new")))
+            case "recovery_plan":
+                yield encode({"result": to_json(service.recovery_plan(args.number("slot")))})
+            case "recover":
+                slot, incarnation = args.number("slot"), args.number("incarnation", INODE_LIMIT)
+                declared, discard = args.flag("declare_dead"), args.flag("discard_journal")
+                report = service.recover(slot, incarnation, declare_dead=declared, discard_journal=discard)
+                yield encode({"result": to_json(report)})
             case "unmount":
                 service.request_unmount()
                 yield encode({"result": None})
@@ -258,6 +265,12 @@ class _Arguments:
         value = self._given.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
             raise ProtocolError(f"argument {key} is not a number from 0 to {limit - 1}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._given.get(key)
+        if not isinstance(value, bool):
+            raise ProtocolError(f"argument {key} is not true or false")
         return value
 
     def inode(self, key: str) -> int:

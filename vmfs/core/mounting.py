@@ -28,6 +28,7 @@ from vmfs.core import recovering
 from vmfs.core.attributes import Attributes
 from vmfs.core.blockio import BlockIO
 from vmfs.core.dataplane import DataPlane
+from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.directories import DirectoryWriter
 from vmfs.core.filemap import MapWriter
 from vmfs.core.fileops import FileOps
@@ -306,7 +307,10 @@ def serve(options: MountOptions, ready: Callable[[], None]) -> int:
 
 def _serve(options: MountOptions, mounted: MountedVolume, ready: Callable[[], None]) -> int:
     core = mounted.core
-    service = Service(core, mounted.files, mounted.space, mounted.cloner, mounted.filesystem, options.mountpoint)
+    service = Service(
+        core, mounted.files, mounted.space, mounted.cloner, mounted.filesystem, options.mountpoint,
+        DeadHosts(core, mounted.recoverer),
+    )  # fmt: skip
     control = ControlServer(service)
     try:
         session = _start(options, mounted, control)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from errno import EBUSY
+from typing import Final
 
 from vmfs.cluster.locktable import Tenure
 from vmfs.control.contract import (
@@ -15,34 +18,44 @@ from vmfs.control.contract import (
     KernelFacts,
     LockInfo,
     MountFacts,
+    RecoveryPlan,
+    RecoveryReport,
     VolumeInfo,
 )
+from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.layers import Cloner
 from vmfs.core.openfile import OpenFiles
 from vmfs.core.operations import FileSystem
 from vmfs.core.space import Space
 from vmfs.core.state import Core
+from vmfs.errors import DamagedBlock
 from vmfs.facts import host_info, volume_facts
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.contract import Negotiated
 from vmfs.fuse.errors import MountBusy
+from vmfs.geometry import Geometry
 from vmfs.ondisk.inode import inode_address
-from vmfs.ondisk.lock import Guards, LockMode, LockRecord
+from vmfs.ondisk.lock import Guards, Holder, LockMode, LockRecord, parse_lock
 from vmfs.ondisk.slot import SlotState
+
+LOCK_RUN_MAX: Final = 64  # lock blocks in one read
+_GROUPS_LOOKED_AT_MAX: Final = 4096  # 16 MiB of lock blocks: a tenth of a second
 
 
 class Service:
     """Implements `vmfs.control.contract.VolumeService`."""
 
     def __init__(
-        self, core: Core, files: OpenFiles, space: Space, cloner: Cloner, filesystem: FileSystem, mountpoint: str
-    ) -> None:
+        self, core: Core, files: OpenFiles, space: Space, cloner: Cloner, filesystem: FileSystem, mountpoint: str,
+        dead_hosts: DeadHosts,
+    ) -> None:  # fmt: skip
         self._core = core
         self._files = files
         self._space = space
         self._cloner = cloner
         self._filesystem = filesystem
         self._mountpoint = mountpoint
+        self._dead_hosts = dead_hosts
         self._since_ns = core.clock.wall_ns()
 
     def info(self) -> VolumeInfo:
@@ -81,15 +94,33 @@ class Service:
         for record in snapshot.records:
             names[record.slot] = record.host_name
         now = core.clock.now()
+        held = self._group_locks()
         return [
             host_info(
                 view.record, names, here=core.membership.identity,
                 unchanged_seconds=core.membership.watcher.silent_for(view, now),
                 is_self=view.slot == core.membership.holder.slot,
+                groups_held=None if held is None else held[view.record.holder],
             )
             for view in snapshot.views
             if view.record is not None and view.record.state is not SlotState.FREE
         ]  # fmt: skip
+
+    def _group_locks(self) -> Counter[Holder] | None:
+        """How many groups of blocks each incarnation holds; None where the volume has too many to look at them all."""
+        core = self._core
+        geometry, sb = core.geometry, core.volume.superblock
+        if geometry.group_count > _GROUPS_LOOKED_AT_MAX:
+            return None
+        held: Counter[Holder] = Counter()
+        for first, count in lock_runs(geometry, sb.lock_block_bytes):
+            images = core.membership.region.registers.look_many(first, sb.lock_block_bytes, count)
+            for i, image in enumerate(images):
+                with suppress(DamagedBlock):
+                    if isinstance(image, bytes):
+                        record = parse_lock(image, first + i * sb.lock_block_bytes, core.volume.prefix)
+                        held.update(record.all_holders)
+        return held
 
     def locks(self, inode: int | None = None) -> Sequence[LockInfo]:
         """The locks that this host holds; of one inode, its lock wherever it is held."""
@@ -141,12 +172,34 @@ class Service:
         """Where two clones of one file differ."""
         return self._cloner.diff(old, new)
 
+    def recovery_plan(self, slot: int) -> RecoveryPlan:
+        """What the recovery of a slot is about."""
+        return self._dead_hosts.plan(slot)
+
+    def recover(self, slot: int, incarnation: int, *, declare_dead: bool, discard_journal: bool) -> RecoveryReport:
+        """Recover a slot by an operator's order."""
+        return self._dead_hosts.recover(
+            slot, incarnation, declare_dead=declare_dead, discard_journal=discard_journal
+        )
+
     def request_unmount(self) -> None:
         """Begin to unmount. OSError(EBUSY) when files are open."""
         try:
             kernel.unmount(self._mountpoint)
         except MountBusy as error:
             raise OSError(EBUSY, str(error)) from error
+
+
+def lock_runs(geometry: Geometry, stride: int) -> Iterator[tuple[int, int]]:
+    """The tables of group locks, as (address, count) runs of at most LOCK_RUN_MAX."""
+    first, count = geometry.group_lock_address(0), 0
+    for index in range(geometry.group_count):
+        address = geometry.group_lock_address(index)
+        if address != first + count * stride or count == LOCK_RUN_MAX:
+            yield first, count
+            first, count = address, 0
+        count += 1
+    yield first, count
 
 
 def _mode_name(record: LockRecord) -> str:
