@@ -133,8 +133,10 @@ class Recovery:
             raise SlotNotDead(self._volume, slot, f"it is {record.state.name} and not known to be dead")
         if proof is DeathProof.STOPPED and not evict(record, self._identity, self._volume):
             raise SlotNotDead(self._volume, slot, f"its process {record.pid} here is silent and does not end")
-        # The dead owner's key, and its dead recoverer's, which may have had a replay under way.
-        dead = [h for h in (record.holder, record.recoverer) if h is not None and h != self._me()]
+        # The dead owner's key, and its dead recoverers', which may have had a replay under way: the last one's, and
+        # those of all that claimed the slot in place (any other one's own slot was broken before it was overtaken).
+        named = (record.holder, record.recoverer, *record.claimed_by)
+        dead = list(dict.fromkeys(h for h in named if h is not None and h != self._me()))
         if proof is not DeathProof.OURS:
             taken = record.turned(SlotState.RECOVERING, self._me())
             if not self._swap(slot, view.raw, taken):

@@ -156,6 +156,11 @@ class SlotRecord:
         """The highest incarnation that was ever used in this slot."""
         return max(self.incarnation, *(r.argument for r in self.notes), 0)
 
+    @property
+    def claimed_by(self) -> tuple[Holder, ...]:
+        """Every mount that may have claimed this dead slot in place."""
+        return tuple(Holder(self.slot, i) for i in range(self.incarnation + 1, self.last_incarnation + 1))
+
     def freed(self, wall_ns: int) -> SlotRecord:
         """The image after its owner has left or was recovered: free, next incarnation, nobody's name."""
         return SlotRecord(
