@@ -15,6 +15,7 @@ from vmfs.control.contract import DeviceInfo, HostInfo, LockInfo, Timers, Volume
 from vmfs.devices import Device, LockMethod, open_device
 from vmfs.errors import DamagedBlock
 from vmfs.liveness import read_slots
+from vmfs.lockmethod import MEANINGS, image_in
 from vmfs.ondisk import group
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Holder, LockMode, parse_lock
@@ -26,13 +27,6 @@ NO_FENCING: Final = "no storage fencing"
 RESERVATIONS: Final = "reservations (7h): the LUNs refuse the writes of a host that was broken"
 _US_PER_S: Final = 1_000_000
 _TORN_READ_TRIES: Final = 3  # a 4 KiB block on 512-byte sectors may be read while it is being written
-
-_REASONS: Final[dict[int, str]] = {
-    LockMethod.OFD_FILE: "a file stands in for the LUN: open-file-description locks on it hold between its openers",
-    LockMethod.OFD_HOST: "a disk of this machine alone: open-file-description locks under /run hold on one machine",
-    LockMethod.SCSI_CAW: "the LUN has COMPARE AND WRITE",
-    LockMethod.PAXOS: "the LUN has no COMPARE AND WRITE: a Disk-Paxos register stands in for it",
-}
 
 
 def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
@@ -49,7 +43,7 @@ def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
         block_bytes=sb.block_bytes,
         max_hosts=sb.max_hosts,
         lock_method=method_name(sb.lock_method),
-        lock_method_reason=_REASONS.get(sb.lock_method, "this version does not know it"),
+        lock_method_reason=MEANINGS.get(sb.lock_method, "this version does not know it"),
         fencing=RESERVATIONS if sb.fenced else NO_FENCING,
         timers=Timers(
             heartbeat_seconds=t.heartbeat_us / _US_PER_S,
@@ -173,7 +167,7 @@ def look_at_locks(volume: Volume) -> list[LockInfo]:
     places += [(f"group {i}", geometry.group_lock_address(i)) for i in range(geometry.group_count)]
     found = []
     for what, address in places:
-        record = parse_lock(volume.extents.read(address, sb.sector_bytes), address, volume.prefix)
+        record = parse_lock(image_in(sb, volume.extents.read(address, sb.lock_block_bytes), address), address, volume.prefix)
         if record.mode is not LockMode.FREE:
             holders = tuple(_holder_name(h, slots) for h in record.all_holders)
             mode = record.mode.name.lower().replace("_", "-")

@@ -1,27 +1,33 @@
-"""Making a new volume on one device.
+"""Making a new volume on one device or several.
 
 `plan` is pure: it says what will lie where. `check_free` refuses a device that holds something or is mounted.
 `make_volume` puts the planned volume there.
 
 Crash rule: every superblock copy that a device has, of whatever volume, is gone and flushed before anything else is
-changed, and the new ones are written after all that they lead to has been flushed. A format that was cut off at any
-moment leaves the old volume (with fewer superblock copies, perhaps), no volume, or the whole new one.
+changed, and the new ones are written after all that they lead to has been flushed: those of further extents first, the
+first extent's first copy last. A format that was cut off at any moment leaves the old volume (with fewer superblock
+copies, perhaps), no volume, or the whole new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from stat import S_IFDIR
 from typing import Final
 
 from vmfs.clock import Clock, SystemClock
+from vmfs.cluster.fenceproof import tool_registration
 from vmfs.devices.contract import Device
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.signatures import identify
-from vmfs.errors import DamagedBlock, DeviceError, FormatRefused, NotAVolume, UnsupportedFormat
+from vmfs.errors import DamagedBlock, DeviceError, DeviceNotUsable, FormatRefused, NotAVolume, UnsupportedFormat
 from vmfs.formatplan import FormatOptions, FormatPlan, plan
 from vmfs.geometry import Geometry
 from vmfs.liveness import refuse_when_mounted
+from vmfs.lockmethod import new_lock_block
 from vmfs.ondisk import orphans
 from vmfs.ondisk.chunk import ChunkHead
 from vmfs.ondisk.group import GroupBlock
@@ -31,7 +37,7 @@ from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
 from vmfs.ondisk.lock import Guards, LockRecord
 from vmfs.ondisk.lockblock import VOLUME_PREFIX_BYTES
 from vmfs.ondisk.slot import SlotRecord
-from vmfs.ondisk.superblock import PRIMARY_OFFSET, Superblock, backup_offset
+from vmfs.ondisk.superblock import PRIMARY_OFFSET, SECONDARY_OFFSET, Segment, Superblock, backup_offset
 from vmfs.volume import Volume, newest_superblock, read_copies
 
 __all__ = ["FormatOptions", "FormatPlan", "check_free", "format_volume", "make_volume", "plan"]
@@ -68,53 +74,95 @@ def check_free(
     return f'{found or "Azekura VMFS volume"} "{old.label}"'
 
 
-def format_volume(device: Device, options: FormatOptions, progress: Progress | None = None) -> Superblock:
-    """Plan and write a volume on a device that is free. Raises what `plan`, `check_free` and `make_volume` raise."""
-    planned = plan(device, options)
-    check_free(device, force=False)
-    make_volume(device, planned, progress)
+def format_volume(
+    device: Device, options: FormatOptions, progress: Progress | None = None, more: Sequence[Device] = ()
+) -> Superblock:
+    """Plan and write a volume on devices that are free. Raises what `plan`, `check_free` and `make_volume` raise."""
+    planned = plan(device, options, more)
+    for each in (device, *more):
+        check_free(each, force=False)
+    make_volume(device, planned, progress, more)
     return planned.superblock
 
 
-def make_volume(device: Device, planned: FormatPlan, progress: Progress | None = None) -> None:
+def make_volume(
+    device: Device, planned: FormatPlan, progress: Progress | None = None, more: Sequence[Device] = ()
+) -> None:
     """Write the planned volume. What `check_free` guards against is not looked at again.
 
-    Raises DeviceReadOnly before anything is changed; DeviceError leaves no volume on the device.
+    `device` and `more` are the devices that it was planned for. Registrations that hosts of an older volume left on the
+    LUNs when they died are cleared.
+
+    Raises:
+        DeviceReadOnly, Unproved (others have reserved a LUN): before anything is changed.
+        DeviceNotUsable: two of the devices are one; DeviceError. Either leaves no volume on the devices.
     """
+    devices = (device, *more)
+    with ExitStack() as registered:
+        for each in devices:
+            registered.enter_context(tool_registration(each))
+        _make_volume(devices, planned, progress)
+
+
+def _make_volume(devices: Sequence[Device], planned: FormatPlan, progress: Progress | None) -> None:
     sb, geometry = planned.superblock, planned.geometry
-    _wipe(device, planned)
+    for index, device in enumerate(devices):
+        _wipe(device, sb.extents[index].size_bytes, discard=planned.discard)
+    _refuse_same(devices)
+    extents = ExtentSet(devices)
     for offset, data in _fixed_part(planned):
-        device.write(offset, data)
+        extents.write(offset, data)
     total = sb.group_count * (sb.lock_block_bytes + METADATA_BLOCK_BYTES)
     done = 0
-    tables = (
-        ("group locks", geometry.group_lock_address(0), _group_locks(planned)),
-        ("group blocks", geometry.group_block_address(0), _group_blocks(planned)),
-    )
-    for name, start, blocks in tables:
-        at = start
-        for piece in _pieces(blocks):
-            device.write(at, piece)
-            at += len(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(name, done, total)
-    device.write(geometry.group_data_start(0), _first_chunk(planned))
-    device.flush()
-    primary, *others = sb.copy_offsets(0)
+    for segment in sb.segments:
+        tables = (
+            ("group locks", geometry.group_lock_address(segment.first_group), _group_locks(planned, segment)),
+            ("group blocks", geometry.group_block_address(segment.first_group), _group_blocks(planned, segment)),
+        )
+        for name, start, blocks in tables:
+            at = start
+            for piece in _pieces(blocks):
+                extents.write(at, piece)
+                at += len(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(name, done, total)
+    extents.write(geometry.group_data_start(0), _first_chunk(planned))
+    extents.flush()
+    for index in reversed(range(len(devices))):
+        _write_superblocks(devices[index], sb, index)
+
+
+def _write_superblocks(device: Device, sb: Superblock, extent: int) -> None:
+    primary, *others = sb.copy_offsets(extent)
     for at in reversed(others):
-        device.write(at, sb.pack(0, at))
+        device.write(at, sb.pack(extent, at))
     device.flush()
-    device.write(primary, sb.pack(0, primary))
+    device.write(primary, sb.pack(extent, primary))
     device.flush()
-    if newest_superblock(device) != sb:
+    if newest_superblock(device) != replace(sb, extent_index=extent):
         reason = "the new superblock does not read back"
         raise DeviceError(device.name, "write", primary, METADATA_BLOCK_BYTES, reason)
 
 
-def _wipe(device: Device, planned: FormatPlan) -> None:
+def _refuse_same(devices: Sequence[Device]) -> None:
+    """Raise DeviceNotUsable when one of them is another, reached by another path. Leaves zeros where it tried."""
+    if len(devices) == 1:
+        return
+    marks = [os.urandom(METADATA_BLOCK_BYTES) for _ in devices]
+    for device, mark in zip(devices, marks, strict=True):
+        device.write(SECONDARY_OFFSET, mark)
+    shown = [marks.index(d.read(SECONDARY_OFFSET, METADATA_BLOCK_BYTES)) for d in devices]
+    for device in devices:
+        device.write(SECONDARY_OFFSET, bytes(METADATA_BLOCK_BYTES))
+    for index, found in enumerate(shown):
+        if found != index:
+            same = devices[found].name
+            raise DeviceNotUsable(devices[index].name, f"is the same storage as {same}; give it once")
+
+
+def _wipe(device: Device, size: int, *, discard: bool) -> None:
     """Make the device hold nothing that anyone would recognise, durably."""
-    size = planned.superblock.extents[0].size_bytes
     sector = device.logical_block_bytes
     try:
         old = [c.offset for c in read_copies(device)]
@@ -128,14 +176,14 @@ def _wipe(device: Device, planned: FormatPlan) -> None:
     end = max(0, size - _WIPED_END_BYTES) // sector * sector
     device.write(end, bytes(size - end))
     device.flush()
-    if planned.discard:
+    if discard:
         device.discard(0, size // sector * sector)
 
 
 def _lock_block(planned: FormatPlan, address: int, guards: Guards) -> bytes:
     sb = planned.superblock
     record = LockRecord(address, sb.volume.bytes[:VOLUME_PREFIX_BYTES], guards)
-    return record.pack(sb.sector_bytes).ljust(sb.lock_block_bytes, b"\0")
+    return new_lock_block(sb, record.pack(sb.sector_bytes), address)
 
 
 def _fixed_part(planned: FormatPlan) -> Iterator[tuple[int, bytes]]:
@@ -149,7 +197,7 @@ def _fixed_part(planned: FormatPlan) -> Iterator[tuple[int, bytes]]:
     for slot in range(sb.max_hosts):
         at = geometry.slot_address(slot)
         record = SlotRecord(at, prefix, slot).pack(sb.sector_bytes)
-        head[at : at + len(record)] = record
+        head[at : at + sb.lock_block_bytes] = new_lock_block(sb, record, at)
         at = geometry.orphans_address(slot)
         head[at : at + METADATA_BLOCK_BYTES] = orphans.pack(
             {}, address=at, volume=sb.volume.bytes, slot=slot, generation=1
@@ -166,15 +214,15 @@ def _fixed_part(planned: FormatPlan) -> Iterator[tuple[int, bytes]]:
         yield at, b"".join(copies)
 
 
-def _group_locks(planned: FormatPlan) -> Iterator[bytes]:
+def _group_locks(planned: FormatPlan, segment: Segment) -> Iterator[bytes]:
     geometry = planned.geometry
-    for group in range(geometry.group_count):
+    for group in range(segment.first_group, segment.first_group + segment.group_count):
         yield _lock_block(planned, geometry.group_lock_address(group), Guards.RESOURCE_GROUP)
 
 
-def _group_blocks(planned: FormatPlan) -> Iterator[bytes]:
+def _group_blocks(planned: FormatPlan, segment: Segment) -> Iterator[bytes]:
     geometry, volume = planned.geometry, planned.superblock.volume.bytes
-    for index in range(geometry.group_count):
+    for index in range(segment.first_group, segment.first_group + segment.group_count):
         group = GroupBlock(index, geometry.group_blocks(index))
         if index == 0:
             group.used = group.meta = 1

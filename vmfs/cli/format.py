@@ -10,6 +10,7 @@ import click
 
 from thin.size import parse_size
 from vmfs.cli.asking import confirm
+from vmfs.cli.formatfencing import WantedFencing
 from vmfs.cli.output import show_fields, show_json, show_table, size_text
 from vmfs.cli.progress import Bars
 from vmfs.devices import Device, open_device
@@ -27,6 +28,22 @@ _US_PER_S = 1_000_000
 @click.option("--max-hosts", default=64, show_default=True, metavar="N", help="How many hosts may mount it: 1 to 256.")
 @click.option("--heartbeat", type=float, metavar="SECONDS", help="How often hosts show that they live (3 of 16 s).")
 @click.option("--lease", default=16.0, show_default=True, metavar="SECONDS", help="How long a host may be silent.")
+@click.option(
+    "--fencing",
+    type=click.Choice(["auto", "reservations", "none"]),
+    default="auto",
+    show_default=True,
+    help="How a dead host is kept from writing. auto: by reservations where the LUN proves that they work.",
+)
+@click.option(
+    "--in-flight", type=float, metavar="SECONDS", help="Without fencing: how long a write may stay on its way to it."
+)
+@click.option(
+    "--preempt-wait",
+    type=float,
+    metavar="SECONDS",
+    help="Fence by PREEMPT on a LUN without PREEMPT AND ABORT: how long a write may execute after it.",
+)
 @click.option("--journal-size", metavar="SIZE", help="Of each host's journal: 256K to 64M (1M to 16M by the device).")
 @click.option("--sector-size", type=int, metavar="BYTES", help="512 or 4096, not less than the device's.")
 @click.option("--create-size", metavar="SIZE", help="Make the file DEVICE first, sparse, of this size: 4G.")
@@ -42,6 +59,9 @@ def format_command(
     max_hosts: int,
     heartbeat: float | None,
     lease: float,
+    fencing: str,
+    in_flight: float | None,
+    preempt_wait: float | None,
     journal_size: str | None,
     sector_size: int | None,
     create_size: str | None,
@@ -72,7 +92,9 @@ def format_command(
         sector_bytes=sector_size,
         discard=not no_discard,
     )
+    wanted = WantedFencing(fencing, in_flight, preempt_wait)
     with _opened(device, create_size, dry_run) as opened:
+        options, why = wanted.unproved(opened, options)
         planned = plan(opened, options)
         found = check_free(opened, force=force or dry_run, waiting=lambda text: click.echo(text, err=True))
         if not dry_run:
@@ -80,9 +102,11 @@ def format_command(
                 click.echo(f"overwriting on {device}: {found}", err=True)
                 if not yes:
                     confirm(f"Everything on {device} will be lost. Go on?")
+            options, why = wanted.prove(opened, options)
+            planned = plan(opened, options)
             with Bars("writing") as bars:
                 make_volume(opened, planned, bars.step)
-        _show(device, planned, found, dry_run=dry_run, as_json=as_json)
+        _show(device, planned, found, why, dry_run=dry_run, as_json=as_json)
 
 
 def _microseconds(option: str, seconds: float) -> int:
@@ -118,7 +142,7 @@ def _opened(path: str, create_size: str | None, dry_run: bool) -> Iterator[Devic
             os.unlink(path)
 
 
-def _show(device: str, planned: FormatPlan, found: str | None, *, dry_run: bool, as_json: bool) -> None:
+def _show(device: str, planned: FormatPlan, found: str | None, why: str, *, dry_run: bool, as_json: bool) -> None:
     sb = planned.superblock
     geometry = planned.geometry
     data_bytes = geometry.total_blocks() * sb.block_bytes
@@ -128,7 +152,8 @@ def _show(device: str, planned: FormatPlan, found: str | None, *, dry_run: bool,
             "size_bytes": sb.extents[0].size_bytes, "data_bytes": data_bytes, "block_bytes": sb.block_bytes,
             "sector_bytes": sb.sector_bytes, "max_hosts": sb.max_hosts, "journal_bytes": sb.journal_bytes,
             "groups": sb.group_count, "blocks_per_group": sb.blocks_per_group,
-            "lock_method": method_name(sb.lock_method), "heartbeat_seconds": sb.timers.heartbeat_us / _US_PER_S,
+            "lock_method": method_name(sb.lock_method), "fencing": why, "break_seconds": sb.timers.break_us / _US_PER_S,
+            "heartbeat_seconds": sb.timers.heartbeat_us / _US_PER_S,
             "lease_seconds": sb.timers.lease_us / _US_PER_S, "parts": planned.parts(),
         })  # fmt: skip
         return
@@ -144,7 +169,12 @@ def _show(device: str, planned: FormatPlan, found: str | None, *, dry_run: bool,
         ("hosts at most", f"{sb.max_hosts}, a journal of {size_text(sb.journal_bytes)} each"),
         ("groups", f"{sb.group_count} of {sb.blocks_per_group} blocks"),
         ("locks by", method_name(sb.lock_method)),
-        ("timers", f"heartbeat {sb.timers.heartbeat_us / _US_PER_S:g} s, lease {sb.timers.lease_us / _US_PER_S:g} s"),
+        ("fencing", why),
+        (
+            "timers",
+            f"heartbeat {sb.timers.heartbeat_us / _US_PER_S:g} s, lease {sb.timers.lease_us / _US_PER_S:g} s, "
+            f"break {sb.timers.break_us / _US_PER_S:g} s",
+        ),
     ])  # fmt: skip
     if dry_run:
         rows = [(p.name, str(p.offset), size_text(p.size_bytes)) for p in planned.parts()]

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from vmfs.fuse.errors import NotRoot
 from vmfs.mountlog import SYSLOG, MountLog, default_log_file
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+_IN_FLIGHT_MAX_SECONDS: Final = 3600  # what stays on its way for longer than any lease is not on its way
 _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 
 
@@ -38,6 +40,13 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
     metavar="NAME[=VALUE],...",
     help="ro: read only. data_threads=N: threads that move data. init_mask=0xN: FUSE features not to be used.",
 )
+@click.option(
+    "--in-flight",
+    type=float,
+    metavar="SECONDS",
+    help="Without storage fencing: how long a write of this host may stay on its way to the storage.",
+)
+@click.option("--watchdog", metavar="DEVICE", help="Have this device reset the machine when the lease is gone.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error, until it is unmounted.")
 @click.option("--log-file", metavar="FILE", help='Log to FILE, or to "syslog".  [default: a file in /run/azekura/log]')
 @click.option("--log-level", type=click.Choice(list(_LEVELS)), default="info", show_default=True)
@@ -48,6 +57,8 @@ def mount_command(
     host: str | None,
     boot_id: UUID | None,
     options: tuple[str, ...],
+    in_flight: float | None,
+    watchdog: str | None,
     foreground: bool,
     log_file: str | None,
     log_level: str,
@@ -66,7 +77,13 @@ def mount_command(
     """
     if not devices:
         raise click.UsageError(f"{mountpoint!r} alone does not do: give the volume's devices, then the mount point")
-    wanted = _mount_options(devices, mountpoint, host, boot_id, options, _LEVELS[log_level])
+    if in_flight is not None and not 0 <= in_flight <= _IN_FLIGHT_MAX_SECONDS:
+        raise click.UsageError(f"--in-flight: {in_flight} is not between 0 and {_IN_FLIGHT_MAX_SECONDS}")
+    wanted = replace(
+        _mount_options(devices, mountpoint, host, boot_id, options, _LEVELS[log_level]),
+        in_flight_s=in_flight,
+        watchdog=None if watchdog is None else os.path.abspath(watchdog),
+    )
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {mountpoint}")
     from vmfs.core.mounting import serve

@@ -14,10 +14,11 @@ from errno import EBADF, EIO
 from typing import Final
 
 from vmfs.core.openfile import Handle, OpenFile, OpenFiles
+from vmfs.core.silence import Silence
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
 from vmfs.core.succession import Legacy, lost
-from vmfs.errors import DamagedBlock, LeaseExpired, VmfsError
+from vmfs.errors import DamagedBlock, LeaseExpired, ReservationConflict, VmfsError
 from vmfs.fuse.contract import WouldBlock
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
 
@@ -52,6 +53,7 @@ class DataPlane:
         self._slow = slow
         self._io = core.data
         self._membership = core.membership
+        self._silence = Silence(core.membership, core.clock)
         self._transactions = core.transactions
         self._shift = core.block_bytes.bit_length() - 1
         self._block = core.block_bytes
@@ -71,6 +73,8 @@ class DataPlane:
         try:
             if file.owned:
                 began = self._now()
+                if began >= self._membership.lease_deadline:
+                    self._membership.check_lease()  # the storage may not answer
                 count = self._read(file, buf, offset, size)
                 now = self._now()
                 if now >= self._membership.lease_deadline:
@@ -95,12 +99,14 @@ class DataPlane:
             raise self._failed_read(file, offset, error) from error
 
     def _patiently(self, action: Callable[[], int]) -> int:
-        """Do again what found no lease, as long as the lease may come back."""
+        """Do again what found no lease, as long as the lease may come back soon. Raises StorageSilent."""
         while True:
             try:
+                self._membership.check_lease()  # before too: the storage may not answer
                 return action()
-            except LeaseExpired:
+            except (LeaseExpired, ReservationConflict):
                 self._core.transactions.check()
+                self._silence.check()
             self._core.clock.sleep(_LEASE_POLL_SECONDS)
 
     def _read(self, file: OpenFile, buf: memoryview, offset: int, size: int) -> int:
@@ -189,7 +195,7 @@ class DataPlane:
             if self._write_in_place(file, buf, offset, size):
                 return size
             self._slow.write(file, buf[:size], offset, may_wait=False)
-        except (NeedRoom, LeaseExpired):
+        except (NeedRoom, LeaseExpired, ReservationConflict):  # a refused write was not made, and may be made again
             raise WouldBlock from None
         except VmfsError as error:
             raise self._failed_write(file, offset, error) from error

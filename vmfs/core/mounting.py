@@ -21,7 +21,7 @@ from vmfs.cluster.locktable import Tenure
 from vmfs.cluster.membership import Membership, MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
 from vmfs.cluster.registers import DirectRegisters
-from vmfs.cluster.timers import Timers
+from vmfs.cluster.watchdog import Watchdog
 from vmfs.control.contract import MountOptions
 from vmfs.control.server import ControlServer
 from vmfs.core import recovering
@@ -30,7 +30,9 @@ from vmfs.core.blockio import BlockIO
 from vmfs.core.dataplane import DataPlane
 from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.directories import DirectoryWriter
+from vmfs.core.fencing import arm_watchdog, check_in_flight, fence_for, timers_of
 from vmfs.core.filemap import MapWriter
+from vmfs.core.flights import Flights
 from vmfs.core.fileops import FileOps
 from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
@@ -51,10 +53,14 @@ from vmfs.core.slowwrite import SlowWriter
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.store import Store
+from vmfs.core.succession import Heir, Legacy
 from vmfs.core.transactions import Transactions
 from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
 from vmfs.errors import DamagedBlock, DeviceNotUsable, VmfsError
+from vmfs.estate.handles import HandleTable
+from vmfs.estate.layout import Estate
+from vmfs.estate.shadow import Shadow
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
@@ -76,26 +82,34 @@ class MountedVolume:
 
     def __init__(
         self, volume: Volume, identity: HostIdentity, clock: Clock, *, rng: random.Random | None = None,
-        read_only: bool = False,
+        read_only: bool = False, estate: Estate | None = None, in_flight_s: float | None = None,
     ) -> None:  # fmt: skip
-        """Claims a slot and recovers what is this machine's own. Raises HostNameInUse, NoFreeSlot, DeviceError...
+        """Claims a slot and recovers what is this machine's own. Raises HostNameInUse, NoFreeSlot, DeviceError,
+        TimersRefused, FencingUnusable...
+
+        `in_flight_s`: how long a write of this host may stay on its way, where no LUN refuses those of the dead.
+
+        With an `estate` another process can take the mount over, and this one takes over what the estate holds.
 
         Close it with `leave` or `abandon`.
         """
         self.volume = volume
+        self._estate = estate
+        self.legacy = Legacy(HandleTable(estate)) if estate is not None else Legacy()
         self._locks: LockManager | None = None
         sb, geometry = volume.superblock, volume.geometry
         region = SlotRegion(
             DirectRegisters(volume.extents), sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
-        t = sb.timers
-        timers = Timers(
-            t.heartbeat_us, t.lease_us, t.margin_us, t.break_us, t.validity_us, t.quarantine_us, t.drift_ppm
+        timers = timers_of(sb)
+        check_in_flight(volume, timers, in_flight_s)
+        self._flights = Flights()
+        callbacks = MembershipCallbacks(
+            on_request=self._on_request, on_fenced=self._on_fenced, may_resume=self._flights.none
         )
-        callbacks = MembershipCallbacks(on_request=self._on_request, on_fenced=self._on_fenced)
         self.membership = Membership(
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
-            callbacks=callbacks, rng=rng,
+            callbacks=callbacks, rng=rng, fence=fence_for(volume, clock),
         )  # fmt: skip
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
@@ -118,7 +132,7 @@ class MountedVolume:
         holder = membership.holder
         io = LeasedIO(volume.extents, MemberLease(membership))
         self._patience = PatientLease(membership.check_lease, clock)
-        committing = LeasedIO(volume.extents, self._patience)  # a commit that is cut off is the end of the mount
+        committing = LeasedIO(volume.extents, self._patience, self._flights)  # a commit that is cut off is the end of the mount
         journal = Journal(
             committing, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
@@ -139,7 +153,7 @@ class MountedVolume:
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
-            data=BlockIO(volume.extents), store=store, groups=groups, units=units, transactions=transactions,
+            data=BlockIO(volume.extents, self._flights), store=store, groups=groups, units=units, transactions=transactions,
             maps=MapWriter(store, units), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
             read_only=read_only,
         )  # fmt: skip
@@ -164,16 +178,20 @@ class MountedVolume:
         renamer = Renamer(core, inodes, space, namespace, writer, reaper)
         self.attributes = attributes = Attributes(core, inodes, files, space)
         fileops = FileOps(core, inodes, files, space, slow, reaper)
-        self.plane = DataPlane(core, files, slow, attributes.kill_setid)
+        self.plane = DataPlane(core, files, slow, attributes.kill_setid, self.legacy)
         self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer)
         self.filesystem = FileSystem(
-            core, inodes, files, space, namespace, renamer, attributes, fileops, self.plane, reaper
+            core, inodes, files, space, namespace, renamer, attributes, fileops, self.plane, reaper, self.legacy
         )
         self.publisher = Publisher(core, files, attributes)
         self.recoverer = SlotRecoverer(core, reaper)
 
     def _recover(self) -> None:
         """Recover this host's own earlier mounts, and whatever else is known to be dead now."""
+        heir: Heir | None = None
+        if self._estate is not None and self._estate.session() is not None:
+            heir = self.recoverer.heir = Heir(self.core, self.inodes, self.files, self._estate, self.legacy)
+            heir.restore()
         tried = set(self.membership.predecessors)
         for slot in self.membership.predecessors:
             try:
@@ -190,6 +208,12 @@ class MountedVolume:
                     self.core.locks.recoveries.run(slot)  # unless another mount is at it already
                 except VmfsError as error:
                     log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
+        if heir is not None:
+            heir.settle()
+            self.recoverer.heir = None
+        if self._estate is not None:
+            self._estate.settle_holders(self.core.membership.holder)
+            self.core.transactions.cast_shadow(Shadow(self._estate, self.core.membership.holder))
         self.core.locks.recoveries.start()
         self.reaper.start()
         self.reaper.kick()
@@ -204,7 +228,7 @@ class MountedVolume:
     def _on_fenced(self) -> None:
         if self._locks is not None:
             self._locks.lose_all()
-            self.core.transactions.fail("another host took this one for dead")
+            self.core.transactions.fail(f"another host took this one for dead: {self.membership.fenced_by}")
 
     def _describe_lock(self, address: int, guards: Guards) -> str:
         """What messages call a lock."""
@@ -292,20 +316,28 @@ def serve(options: MountOptions, ready: Callable[[], None]) -> int:
     kernel.check_target(options.mountpoint)
     with ExitStack() as stack:
         devices: list[Device] = []
+        watchdog = None
+        if options.watchdog is not None:
+            watchdog = Watchdog(options.watchdog, options.mountpoint, SystemClock())
+            stack.callback(watchdog.disarm)  # last of all: when no device is open any more
         for spec in options.devices:
             device = open_device(spec)
             stack.callback(device.close)
             devices.append(device)
         volume = open_volume(devices)
         identity = HostIdentity.detect(options.host, options.boot_id)
-        mounted = MountedVolume(volume, identity, SystemClock(), read_only=options.read_only)
+        mounted = MountedVolume(
+            volume, identity, SystemClock(), read_only=options.read_only, in_flight_s=options.in_flight_s
+        )
         try:
-            return _serve(options, mounted, ready)
+            return _serve(options, mounted, watchdog, ready)
         finally:
             log.info("volume %s: host %s has left", volume.superblock.label, options.host)
 
 
-def _serve(options: MountOptions, mounted: MountedVolume, ready: Callable[[], None]) -> int:
+def _serve(
+    options: MountOptions, mounted: MountedVolume, watchdog: Watchdog | None, ready: Callable[[], None]
+) -> int:
     core = mounted.core
     service = Service(
         core, mounted.files, mounted.space, mounted.cloner, mounted.filesystem, options.mountpoint,
@@ -313,6 +345,8 @@ def _serve(options: MountOptions, mounted: MountedVolume, ready: Callable[[], No
     )  # fmt: skip
     control = ControlServer(service)
     try:
+        if watchdog is not None:
+            arm_watchdog(watchdog, core, options.in_flight_s)
         session = _start(options, mounted, control)
     except BaseException:
         control.close()

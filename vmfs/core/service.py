@@ -23,6 +23,7 @@ from vmfs.control.contract import (
     VolumeInfo,
 )
 from vmfs.core.deadhosts import DeadHosts
+from vmfs.core.fencing import fencing_in_use, lease_text
 from vmfs.core.layers import Cloner
 from vmfs.core.openfile import OpenFiles
 from vmfs.core.operations import FileSystem
@@ -63,11 +64,14 @@ class Service:
         core = self._core
         extents = core.volume.extents
         devices = [extents.device(i) for i in range(len(extents))]
+        # Without a lease the storage may not answer, and how the lease stands is what one wants to know then.
+        has_lease = core.membership.lease_valid(core.clock.now())
+        free = self._space.free_blocks() if has_lease else self._space.free_blocks_seen()
         return VolumeInfo(
             volume_facts(core.volume.superblock, devices),
             self._mount_facts(),
             core.geometry.total_blocks() * core.block_bytes,
-            self._space.free_blocks() * core.block_bytes,
+            free * core.block_bytes,
         )
 
     def _mount_facts(self) -> MountFacts:
@@ -84,6 +88,8 @@ class Service:
         return MountFacts(
             self._mountpoint, core.membership.identity.name, holder.slot, holder.incarnation, os.getpid(), state,
             max(0.0, core.membership.lease_deadline - now), core.read_only, self._since_ns, _kernel_facts(agreed),
+            fencing_in_use(core.volume, core.membership.fence, core.membership.identity, core.watchdogs),
+            lease_text(core.membership, now),
         )  # fmt: skip
 
     def hosts(self) -> Sequence[HostInfo]:

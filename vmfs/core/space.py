@@ -78,6 +78,10 @@ class Space:
                 self._free_seen[index] = held.obj.group.free_blocks
         return sum(self._free_seen)
 
+    def free_blocks_seen(self) -> int:
+        """Free blocks as they were last counted, without a word to the storage: for when it does not answer."""
+        return sum(self._free_seen or ())
+
     # -- taking groups -----------------------------------------------------------------------------
 
     def take(self, index: int, wait: float) -> bool:

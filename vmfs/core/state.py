@@ -9,6 +9,7 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.locks import LockManager
 from vmfs.cluster.membership import Membership
+from vmfs.cluster.watchdog import Watchdog
 from vmfs.core.blockio import BlockIO, Scratch
 from vmfs.core.filemap import MapWriter
 from vmfs.core.groups import Groups
@@ -53,6 +54,7 @@ class Core:
     orphans: OrphansObject
     random: random.Random
     read_only: bool = False
+    watchdogs: list[Watchdog] = field(default_factory=list)
     scratch: Scratch = field(default_factory=Scratch)
 
     @property
