@@ -66,10 +66,10 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(form: str) -> None:
 def test_own_name(tmp_path: Path) -> None:
     file = tmp_path / "initiatorname.iscsi"
     file.write_text("# made by open-iscsi\nInitiatorName=iqn.1993-08.org.debian:01:abc\n")
-    assert own_name(file) == "iqn.1993-08.org.debian:01:abc"
+    assert own_name(1, file) == "iqn.1993-08.org.debian:01:abc"
     file.write_text("InitiatorName=nonsense\n")
-    made = own_name(file)
-    assert made == own_name(tmp_path / "missing")
+    made = own_name(1, file)
+    assert made == own_name(1, tmp_path / "missing") != own_name(2, file)
     parse_address(f"iscsi://a/{made}/0")  # it is a name by the same rules
 
 

@@ -103,6 +103,10 @@ def test_reservations() -> None:
     held = bytes(4) + (16).to_bytes(4, "big") + bytes(13) + b"\x07" + bytes(2)
     assert pages.parse_reservation(held) == Reservation(type=7)
     assert pages.parse_reservation(bytes(8)) is None
+    assert pages.parse_capabilities(bytes.fromhex("00080180ea010000"))
+    assert pages.parse_capabilities(bytes.fromhex("0008010000000000"))  # lists no types
+    assert not pages.parse_capabilities(bytes.fromhex("000801806a010000"))  # not type 7h
+    assert not pages.parse_capabilities(bytes.fromhex("00080080ea010000"))  # lost at a power cut
 
 
 PARSERS = (
@@ -114,6 +118,7 @@ PARSERS = (
     pages.parse_identification,
     pages.parse_keys,
     pages.parse_reservation,
+    pages.parse_capabilities,
 )
 
 

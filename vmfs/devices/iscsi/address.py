@@ -68,8 +68,12 @@ def check_name(spec: str, name: str) -> None:
         raise DeviceNotUsable(spec, f"{name[:NAME_MAX_BYTES]!r} is no iSCSI name (iqn.YEAR-MONTH.DOMAIN:NAME)")
 
 
-def own_name(file: Path = INITIATOR_FILE) -> str:
-    """This host's iSCSI name: the one in `file`, else one made of the host's name and machine id, always the same."""
+def own_name(lot: int, file: Path = INITIATOR_FILE) -> str:
+    """This host's iSCSI name: the one in `file`, else one made of the host's name, its machine id and `lot`.
+
+    A name that nobody has given cannot stand in an array's list of hosts either. So it is another for each opened
+    device, which keeps reservations apart also on targets that go by the name alone (Linux LIO).
+    """
     try:
         found = _INITIATOR.search(file.read_text())
         if found is not None and _NAME.fullmatch(found[1]) and len(found[1]) <= NAME_MAX_BYTES:
@@ -81,4 +85,4 @@ def own_name(file: Path = INITIATOR_FILE) -> str:
         machine = hashlib.sha256(_MACHINE_ID.read_bytes()).hexdigest()[:12]  # the id itself is not to be shown around
     except OSError:
         machine = "unknown"
-    return f"iqn.2026-01.io.azekura:{host}.{machine}"
+    return f"iqn.2026-01.io.azekura:{host}.{machine}.{lot:06x}"

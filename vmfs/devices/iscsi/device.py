@@ -16,12 +16,12 @@ _ATTEMPT_SHARE_OF_LEASE = ATTEMPT_SECONDS / 16  # what it is to the default leas
 
 
 class IscsiDevice(ScsiDisk):
-    """A logical unit by several sessions (`pool` says how they break and mend).
+    """A logical unit by several sessions, one of which writes (`pool` says how they break and mend).
 
-    Registrations (rule R3): `reservations().register(key)` registers every session. A session that logs in again keeps
-    its nexus, and so its registration where the target keeps it; nothing registers again by itself. A write by a nexus
-    without registration raises ReservationConflict: then the holder of the key reads its slot, and either it was
-    fenced, or it registers again and repeats the write.
+    Registrations (rule R3): `reservations().register(key)` registers the nexus that writes. It stays the same nexus
+    when it logs in again, and so it is registered still unless another host took that away, or the target forgot it;
+    nothing registers again by itself. A write without registration raises ReservationConflict: then the holder of the
+    key reads its slot, and either it was fenced, or it registers again and repeats the write.
     """
 
     def __init__(self, pool: SessionPool, *, read_only: bool, sector_bytes: int | None) -> None:
@@ -29,7 +29,7 @@ class IscsiDevice(ScsiDisk):
         super().__init__(
             pool,
             meet(pool),
-            reservations=ScsiReservations(pool, pool.nexuses),
+            reservations=ScsiReservations(pool),
             read_only=read_only,
             sector_bytes=sector_bytes,
         )

@@ -1,4 +1,9 @@
-"""Several sessions to one LUN as one SCSI transport: taken in turn, logged in again when they break.
+"""The sessions of one mount to one LUN as one SCSI transport, logged in again when they break.
+
+One session, the writer, carries everything that changes the LUN, and all that belongs to its nexus: writes,
+compare-and-writes, flushes, registrations. The others carry reads. Two reasons: a registration belongs to a nexus, and
+one is to be taken away at once; and Linux LIO lets of several registered nexuses of one initiator's name only that one
+write which made the reservation.
 
 What becomes of a command whose connection broke:
 
@@ -16,18 +21,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from vmfs.devices.contract import ReadableBuffer
 from vmfs.devices.iscsi.address import IscsiAddress, own_name
 from vmfs.devices.iscsi.credentials import Credentials
 from vmfs.devices.iscsi.session import ConnectionLost, Session
+from vmfs.devices.scsi import commands
 from vmfs.devices.scsi.transport import Answer, Repeat
 from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable
 
-SESSIONS: Final = 4  # two keep a target on one core busy; more hide the time that each spends in this process
-SPARE_SESSIONS: Final = 1  # for compare-and-writes alone: a heartbeat must not wait behind megabytes of data
+READERS: Final = 2  # beside the writer: bulk reads do not queue behind bulk writes; more win nothing on two cores
 ATTEMPT_SECONDS: Final = 3.0  # a heartbeat of the default lease may take 5.5 s (A4): this and one more try
 ATTEMPT_LEAST_SECONDS: Final = 0.5  # of a lease of a second; disks that spin take as long now and then
 NETWORK_SECONDS: Final = 1.0  # what switches and routers keep a packet for at most: their queues hold milliseconds
@@ -37,35 +42,30 @@ RECONNECT_PAUSE_SECONDS: Final = 0.05
 RECONNECT_PAUSE_MAX_SECONDS: Final = 1.0
 TEND_SECONDS: Final = 5.0  # targets ping an idle session every 15 s or so, and close one that stays silent
 
+_READS: Final = frozenset({commands.READ_16, commands.INQUIRY, commands.SERVICE_ACTION_IN_16})
+
 log = logging.getLogger("vmfs.devices")
 
 
-def _always() -> None:
-    """Without a lease to look at, writes may be repeated."""
-
-
 class SessionPool:
-    """A `ScsiTransport` over SESSIONS + SPARE_SESSIONS nexuses.
+    """A `ScsiTransport` over the writer and READERS more sessions.
 
-    `_free` is a condition that guards the list of idle sessions, `_idle`; a session that is not in it belongs to the
-    thread that took it. The thread "iscsi-tend" answers pings on idle ones.
+    `_mutex` guards the set of sessions whose connections are broken. The thread "iscsi-tend" answers pings.
     """
 
     def __init__(self, address: IscsiAddress, credentials: Credentials) -> None:
         """Nothing is sent yet."""
-        self._address = address
         self._name = str(address)
-        initiator = credentials.initiator or own_name()
         lot = int.from_bytes(os.urandom(3), "big")  # a device that is opened again is other nexuses (rule R3)
-        count = SESSIONS + SPARE_SESSIONS
-        self._sessions = [Session(address, initiator, credentials, (lot, index)) for index in range(count)]
-        self._idle = list(reversed(self._sessions))  # the last one is taken first: sessions not needed stay logged out
-        self._free = threading.Condition()
-        self._closed = threading.Event()
+        initiator = credentials.initiator or own_name(lot)
+        self._sessions = [Session(address, initiator, credentials, (lot, index)) for index in range(1 + READERS)]
+        self._writer, *self._readers = self._sessions
+        self._mutex = threading.Lock()
         self._broken: set[Session] = set()
-        self.attempt_seconds = ATTEMPT_SECONDS
-        self.may_write: Callable[[], None] = _always
+        self._closed = threading.Event()
         self._tender = threading.Thread(target=self._tend, name="iscsi-tend", daemon=True)
+        self.attempt_seconds = ATTEMPT_SECONDS
+        self.may_write: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -77,14 +77,11 @@ class SessionPool:
         return self.attempt_seconds + NETWORK_SECONDS
 
     def open(self) -> None:
-        """Log in once. DeviceNotUsable with the target's reason."""
-        session = self._take(None)
+        """Log in once; the readers do when there is something to read. DeviceNotUsable with the target's reason."""
         try:
-            session.connect(LOGIN_SECONDS)
+            self._writer.connect(LOGIN_SECONDS)
         except ConnectionLost as error:
             raise DeviceNotUsable(self._name, _hinted(str(error))) from None
-        finally:
-            self._give_back(session)
         self._tender.start()
 
     def execute(
@@ -96,11 +93,21 @@ class SessionPool:
         repeat: Repeat = Repeat.FREELY,
     ) -> Answer:
         """As the contract; also raises what `may_write` raises."""
-        return self._execute(None, cdb, data_out, data_in, repeat)
-
-    def nexuses(self) -> Sequence[Nexus]:
-        """Each session as a transport of its own."""
-        return [Nexus(self, session) for session in self._sessions]
+        # A compare-and-write whose caller has looked at the lease must not be sent much later than that.
+        deadline = time.monotonic() + (self.attempt_seconds if repeat is Repeat.NEVER else CALL_SECONDS)
+        session = self._reader() if cdb[0] in _READS else self._writer
+        while True:
+            self._connected(session, deadline)
+            before = self.may_write if repeat is Repeat.WITH_LEASE else None
+            try:
+                return session.execute(cdb, data_out, data_in, self.attempt_seconds, before)
+            except ConnectionLost as error:
+                if self._closed.is_set():
+                    raise DeviceGone(f"device {self._name}", "it was closed") from None
+                self._note_broken(session, error)
+                if (repeat is Repeat.NEVER and error.was_sent) or time.monotonic() > deadline:
+                    reason = f"{error}; whether it was done is not known"
+                    raise DeviceError(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason) from None
 
     def close(self) -> None:
         """Log out. Calls under way must have ended."""
@@ -110,32 +117,19 @@ class SessionPool:
         for session in self._sessions:
             session.close()
 
-    # -- one call ----------------------------------------------------------------------------------
+    def break_connections(self) -> None:
+        """Drop every connection, as a network would: calls under way meet what they meet then."""
+        for session in self._sessions:
+            session.drop("dropped on request")
 
-    def _execute(
-        self,
-        only: Session | None,
-        cdb: bytes,
-        data_out: ReadableBuffer | None,
-        data_in: memoryview | None,
-        repeat: Repeat,
-    ) -> Answer:
-        # A compare-and-write whose caller has looked at the lease must not be sent much later than that.
-        deadline = time.monotonic() + (self.attempt_seconds if repeat is Repeat.NEVER else CALL_SECONDS)
-        session = self._take(only, spare=repeat is Repeat.NEVER, deadline=deadline)
-        try:
-            while True:
-                self._connected(session, deadline)
-                if repeat is Repeat.WITH_LEASE:
-                    self.may_write()
-                try:
-                    return session.execute(cdb, data_out, data_in, self.attempt_seconds)
-                except ConnectionLost as error:
-                    self._note_broken(session, error)
-                    if (repeat is Repeat.NEVER and error.was_sent) or time.monotonic() > deadline:
-                        raise self._failed(cdb, f"{error}; whether it was done is not known") from None
-        finally:
-            self._give_back(session)
+    def _reader(self) -> Session:
+        """The reader with the least to do; the first one while it is idle, so that the others stay logged out."""
+        best, *others = self._readers
+        if best.busy:
+            for other in others:
+                if other.busy < best.busy:
+                    best = other
+        return best
 
     def _connected(self, session: Session, deadline: float) -> None:
         """Log in again, as often as it takes. Raises DeviceError at the deadline."""
@@ -144,89 +138,32 @@ class SessionPool:
             if self._closed.is_set():
                 raise DeviceGone(f"device {self._name}", "it was closed")
             try:
-                session.connect(max(self.attempt_seconds, ATTEMPT_LEAST_SECONDS))
+                session.connect(self.attempt_seconds)
             except ConnectionLost as error:
+                self._note_broken(session, error)
                 if time.monotonic() + pause > deadline:
                     raise DeviceError(self._name, "login", 0, 0, str(error)) from None
-                log.debug("%s: %s", self._name, error)
-                self._note_broken(session, error)
                 self._closed.wait(pause)
                 pause = min(2 * pause, RECONNECT_PAUSE_MAX_SECONDS)
         if session in self._broken:
-            with self._free:
+            with self._mutex:
                 self._broken.discard(session)
                 healed = not self._broken
             if healed:
                 log.info("%s: connected again", self._name)
 
     def _note_broken(self, session: Session, error: ConnectionLost) -> None:
-        with self._free:
+        with self._mutex:
             first = not self._broken
             self._broken.add(session)
         if first:
             log.warning("%s: a connection is lost: %s", self._name, error)
 
-    def _failed(self, cdb: bytes, reason: str) -> DeviceError:
-        return DeviceError(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason)
-
-    # -- whose turn it is --------------------------------------------------------------------------
-
-    def _take(self, only: Session | None, *, spare: bool = True, deadline: float | None = None) -> Session:
-        """An idle session, or that one. Data leave SPARE_SESSIONS of them idle."""
-        with self._free:
-            while True:
-                if only is None:
-                    if len(self._idle) > (0 if spare else SPARE_SESSIONS):
-                        return self._idle.pop()
-                elif only in self._idle:
-                    self._idle.remove(only)
-                    return only
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise DeviceError(self._name, "wait for a session", 0, 0, "all of them are busy for too long")
-                self._free.wait(left)
-
-    def _give_back(self, session: Session) -> None:
-        with self._free:
-            self._idle.append(session)
-            self._free.notify_all()
-
     def _tend(self) -> None:
         """Answer pings on sessions that nobody uses; what has broken logs in again when it is wanted."""
         while not self._closed.wait(TEND_SECONDS):
-            with self._free:
-                idle, self._idle = self._idle, []
-            for session in idle:
-                try:
-                    session.tend()
-                except ConnectionLost as error:
-                    log.debug("%s: an idle connection has ended: %s", self._name, error)
-            with self._free:
-                self._idle = [*idle, *self._idle]
-                self._free.notify_all()
-
-
-class Nexus:
-    """One session of a pool as a `ScsiTransport`: for what belongs to a nexus, as registrations do."""
-
-    def __init__(self, pool: SessionPool, session: Session) -> None:
-        self._pool = pool
-        self._session = session
-
-    @property
-    def name(self) -> str:
-        return self._pool.name
-
-    def execute(
-        self,
-        cdb: bytes,
-        *,
-        data_out: ReadableBuffer | None = None,
-        data_in: memoryview | None = None,
-        repeat: Repeat = Repeat.FREELY,
-    ) -> Answer:
-        """As the contract, on this nexus only."""
-        return self._pool._execute(self._session, cdb, data_out, data_in, repeat)
+            for session in self._sessions:
+                session.tend()
 
 
 def _hinted(reason: str) -> str:

@@ -1,12 +1,10 @@
 """Persistent reservations of a LUN over SCSI commands (SPC-4, 5.12 and 6.15 f.), for every transport.
 
-A host may reach a LUN by several nexuses at once (the sessions of an iSCSI device). A registration belongs to one
-nexus, so the key is registered on all of them; PREEMPT AND ABORT of that key then takes all of them away.
+All that changes the LUN must come by the one nexus by which `transport` sends these commands too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Final
 
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, Reservation
@@ -31,23 +29,19 @@ class ScsiReservations:
     Two threads must not register different keys at once.
     """
 
-    def __init__(self, transport: ScsiTransport, nexuses: Callable[[], Sequence[ScsiTransport]]) -> None:
-        """`nexuses()` are all the nexuses that this host may write by; `transport` uses any one of them."""
+    def __init__(self, transport: ScsiTransport) -> None:
+        """On a LUN that has them: see `facts.LunFacts.can_reserve`."""
         self._transport = transport
-        self._nexuses = nexuses
         self._key = 0
 
     def register(self, key: int) -> None:
-        """As the contract, on every nexus. When it raised, some of them may be registered: register again."""
         if not 0 < key <= KEY_MAX:
             raise ValueError(f"{key} is no reservation key")
         self._key = key
-        for nexus in self._nexuses():
-            self._register(nexus, key)
+        self._register(key)
 
     def unregister(self) -> None:
-        for nexus in self._nexuses():
-            self._register(nexus, 0)
+        self._register(0)
         self._key = 0
 
     def reserve(self) -> None:
@@ -55,7 +49,7 @@ class ScsiReservations:
         if found is not None and found.type == WRITE_EXCLUSIVE_ALL_REGISTRANTS:
             return
         try:
-            self._out(self._transport, ReserveOut.RESERVE, "reserve", reserve_list(self._key))
+            self._out(ReserveOut.RESERVE, "reserve", reserve_list(self._key))
         except ReservationConflict:
             # Another host was faster, or something holds a reservation of another type.
             found = self.reservation()
@@ -66,7 +60,7 @@ class ScsiReservations:
         if key not in self.keys():
             return False
         try:
-            self._out(self._transport, ReserveOut.PREEMPT_AND_ABORT, "preempt and abort", reserve_list(self._key, key))
+            self._out(ReserveOut.PREEMPT_AND_ABORT, "preempt and abort", reserve_list(self._key, key))
         except ReservationConflict:
             # So a target says also that the key went away meanwhile: another host has done it.
             keys = self.keys()
@@ -79,7 +73,7 @@ class ScsiReservations:
         return True
 
     def clear(self) -> None:
-        self._out(self._transport, ReserveOut.CLEAR, "clear reservations", reserve_list(self._key))
+        self._out(ReserveOut.CLEAR, "clear reservations", reserve_list(self._key))
 
     def keys(self) -> tuple[int, ...]:
         data = self._in(ReserveIn.READ_KEYS, "read keys", KEYS_BYTES)
@@ -95,13 +89,13 @@ class ScsiReservations:
         except ValueError as error:
             raise DeviceError(self._transport.name, "read reservation", 0, len(data), str(error)) from error
 
-    def _register(self, nexus: ScsiTransport, key: int) -> None:
+    def _register(self, key: int) -> None:
         action = ReserveOut.REGISTER_AND_IGNORE_EXISTING_KEY
-        self._out(nexus, action, "register", reserve_list(0, key, aptpl=key != 0))
+        self._out(action, "register", reserve_list(0, key, aptpl=key != 0))
 
-    def _out(self, nexus: ScsiTransport, action: ReserveOut, operation: str, parameters: bytes) -> None:
+    def _out(self, action: ReserveOut, operation: str, parameters: bytes) -> None:
         cdb = persistent_reserve_out(action)
-        issue(nexus, cdb, operation, 0, len(parameters), data_out=parameters)
+        issue(self._transport, cdb, operation, 0, len(parameters), data_out=parameters)
 
     def _in(self, action: ReserveIn, operation: str, allocation_bytes: int) -> bytes:
         return issue_read(self._transport, persistent_reserve_in(action, allocation_bytes), operation, allocation_bytes)
