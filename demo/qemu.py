@@ -20,6 +20,26 @@ _SHOWN_LINES = 8
 
 
 @dataclass(frozen=True, slots=True)
+class DataDisk:
+    """A raw file as one more virtio disk, after `MachineConfig.disk`."""
+
+    path: Path
+    sector_bytes: int = 512
+
+    def arguments(self, node: str) -> list[str]:
+        """QEMU's arguments for it: what the guest discards, the file gives back; no cache of this machine between."""
+        file_name = str(self.path).replace(",", ",,")
+        sectors = f"logical_block_size={self.sector_bytes},physical_block_size={max(4096, self.sector_bytes)}"
+        return [
+            "-blockdev",
+            f"driver=raw,node-name={node},cache.direct=on,discard=unmap,"
+            f"file.driver=file,file.aio=threads,file.cache.direct=on,file.filename={file_name}",
+            "-device",
+            f"virtio-blk-pci,drive={node},{sectors}",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class MachineConfig:
     """What to start. `words` go on the guest's kernel command line: see the tiny guest's init."""
 
@@ -29,6 +49,9 @@ class MachineConfig:
     words: str = ""
     disk: Path | None = None
     memory_mib: int = 128
+    data_disks: tuple[DataDisk, ...] = ()
+    forward: tuple[int, int] | None = None
+    """(port of 127.0.0.1 here, port in the guest): a network card, on a network of QEMU's own."""
 
     def arguments(self, qmp_fd: int, serial: Path) -> list[str]:
         """QEMU's command line. The flat file of a virtual disk is attached as raw, past the host's page cache."""
@@ -49,6 +72,12 @@ class MachineConfig:
                 "-device",
                 f"virtio-blk-pci,drive={_DISK_NODE}",
             ]
+        for index, disk in enumerate(self.data_disks):
+            arguments += disk.arguments(f"data{index}")
+        if self.forward is not None:
+            here, there = self.forward
+            network = f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{here}-:{there}"
+            arguments += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0,romfile="]
         return arguments
 
 

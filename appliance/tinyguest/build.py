@@ -1,4 +1,4 @@
-"""Puts the tiny guest's initramfs together: busybox, the kernel's virtio drivers, mkfs.ext4 and our init.
+"""Puts the tiny guest's initramfs together: busybox, the kernel's virtio drivers, our init, and mkfs.ext4 if wanted.
 
 The archive is not compressed: an emulated processor would take longer to unpack it than to read it.
 """
@@ -19,19 +19,51 @@ from appliance.tinyguest.kernel import GuestKernel, find_kernel, read_module
 DEFAULT_TREE = Path(__file__).resolve().parents[2] / ".cache" / "guest"
 """Where `make setup` unpacks the distribution's packages of the guest's kernel and of a static busybox."""
 
-# The disk; the ACPI power button, which reaches acpid as an input device; the file system; and entropy, for want of
-# which mkfs.ext4 would wait four seconds for its UUID.
-_DRIVERS = ("virtio_pci", "virtio_blk", "button", "evdev", "ext4", "virtio_rng")
-_APPLETS = (
-    "sh", "acpid", "awk", "head", "insmod", "mount", "od", "poweroff", "sha256sum", "sync", "touch", "tr",
-    "umount", "uname", "usleep", "wc",
-)  # fmt: skip
 _EMPTY_DIRECTORIES = ("dev", "mnt", "proc", "run", "sys", "tmp")
 # busybox's acpid runs this when the power button is pressed; the main loop of the init sees the file.
 _POWER_BUTTON_EVENT = "etc/acpi/PWRF/00000080"
 _POWER_BUTTON_SCRIPT = b"#!/bin/busybox sh\n: > /run/power-button\n"
 _LIBRARY = re.compile(r"(?:\S+ => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")
 _LDD_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a guest is for: its init (a file of this package), and what that needs."""
+
+    name: str
+    init: str
+    drivers: tuple[str, ...]
+    applets: tuple[str, ...]
+    directories: tuple[str, ...] = ()
+    makes_ext4: bool = False
+
+
+WORKLOAD = Role(
+    name="tinyguest",
+    init="init.sh",
+    # The disk; the ACPI power button, which reaches acpid as an input device; the file system; and entropy, for want of
+    # which mkfs.ext4 would wait four seconds for its UUID.
+    drivers=("virtio_pci", "virtio_blk", "button", "evdev", "ext4", "virtio_rng"),
+    applets=(
+        "sh", "acpid", "awk", "head", "insmod", "mount", "od", "poweroff", "sha256sum", "sync", "touch", "tr",
+        "umount", "uname", "usleep", "wc",
+    ),
+    makes_ext4=True,
+)  # fmt: skip
+"""Writes numbered records to its disk, or verifies them."""
+ARRAY = Role(
+    name="array",
+    init="array.sh",
+    drivers=(
+        "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "crc32c_generic", "iscsi_target_mod",
+        "target_core_iblock",
+    ),
+    applets=("sh", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "sleep", "uname", "wc"),
+    # Where LIO keeps registrations that outlive a power cut, in older and in newer kernels.
+    directories=("var", "var/target", "var/target/pr", "etc", "etc/target", "etc/target/pr"),
+)  # fmt: skip
+"""Serves its disks over iSCSI: a Linux storage array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +79,7 @@ def build(
     output_dir: Path,
     tree: Path = DEFAULT_TREE,
     mkfs: str = "mkfs.ext4",
+    role: Role = WORKLOAD,
 ) -> TinyGuest:
     """Build the guest into `output_dir`, or return the one already there if nothing in it would differ.
 
@@ -55,9 +88,9 @@ def build(
     GuestToolMissingError, OSError.
     """
     kernel = find_kernel(tree)
-    archive = _archive(kernel, _find_busybox(tree), _find_mkfs(mkfs))
+    archive = _archive(kernel, role, _find_busybox(tree), _find_mkfs(mkfs) if role.makes_ext4 else None)
     digest = hashlib.sha256(archive).hexdigest()[:16]
-    initrd = output_dir / f"tinyguest-{kernel.release}-{digest}.cpio"
+    initrd = output_dir / f"{role.name}-{kernel.release}-{digest}.cpio"
     if not initrd.exists():
         output_dir.mkdir(parents=True, exist_ok=True)
         unfinished = initrd.with_suffix(f".{os.getpid()}.tmp")
@@ -66,22 +99,23 @@ def build(
     return TinyGuest(kernel.image, initrd, kernel.release)
 
 
-def _archive(kernel: GuestKernel, busybox: Path, mkfs: Path) -> bytes:
+def _archive(kernel: GuestKernel, role: Role, busybox: Path, mkfs: Path | None) -> bytes:
     archive = Archive()
-    for name in _EMPTY_DIRECTORIES:
+    for name in (*_EMPTY_DIRECTORIES, *role.directories):
         archive.directory(name)
     archive.file("bin/busybox", busybox.read_bytes(), 0o755)
-    for applet in _APPLETS:
+    for applet in role.applets:
         archive.symlink(f"bin/{applet}", "busybox")
-    archive.file("sbin/mkfs.ext4", mkfs.read_bytes(), 0o755)
-    for library in _libraries(mkfs):
-        archive.file(str(library), library.read_bytes(), 0o755)
-    modules = kernel.load_order(_DRIVERS)
+    if mkfs is not None:
+        archive.file("sbin/mkfs.ext4", mkfs.read_bytes(), 0o755)
+        for library in _libraries(mkfs):
+            archive.file(str(library), library.read_bytes(), 0o755)
+    modules = kernel.load_order(role.drivers)
     for module in modules:
         archive.file(f"modules/{_plain_name(module)}", read_module(module))
     archive.file("modules/order", "".join(f"{_plain_name(module)}\n" for module in modules).encode())
     archive.file(_POWER_BUTTON_EVENT, _POWER_BUTTON_SCRIPT, 0o755)
-    init = resources.files("appliance.tinyguest").joinpath("init.sh").read_bytes()
+    init = resources.files("appliance.tinyguest").joinpath(role.init).read_bytes()
     archive.file("init", init, 0o755)
     return archive.image()
 
