@@ -12,6 +12,7 @@ import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamHost, RamVolume
 from vmfs.core.leased import LeasedIO
+from vmfs.core.nodeids import number_of
 from vmfs.core.unlocked import UnlockedReader
 from vmfs.errors import DamagedBlock, VmfsError
 from vmfs.fuse.contract import ROOT_ID, SetAttr
@@ -43,7 +44,9 @@ def _kind_of(block: bytes) -> int:
     return int.from_bytes(block[4:6], "little")
 
 
-def _before_first(kind: BlockType, reader: RamHost, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def _before_first(
+    kind: BlockType, reader: RamHost, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Do `action` when `reader` is about to read a block that is of that kind now."""
     read = UnlockedReader.read
 
@@ -154,7 +157,7 @@ def test_what_stays_damaged_is_told_and_at_once_the_next_time(ram: RamVolume) ->
                 reader.read(fh, FAR, 4096)
             assert told.value.errno == EIO
         with pytest.raises(DamagedBlock):  # not waited for again: the clock may stand still
-            reader.volume.inodes.flat_leaf(reader.volume.inodes.look(node), 1)
+            reader.volume.inodes.flat_leaf(reader.volume.inodes.look(number_of(node)), 1)
     finally:
         ram.device.write(address, good)
     assert reader.read(fh, FAR, 4096) == b"\1" * 4096
@@ -162,7 +165,7 @@ def test_what_stays_damaged_is_told_and_at_once_the_next_time(ram: RamVolume) ->
 
 
 def _far_leaf(host: RamHost, node: int) -> int:
-    return host.volume.inodes.look(node, fresh=True).inode.root[1] & ADDRESS_MASK
+    return host.volume.inodes.look(number_of(node), fresh=True).inode.root[1] & ADDRESS_MASK
 
 
 @pytest.mark.expected_log("mount failed|recovered host|died")

@@ -10,6 +10,7 @@ from vmfs.check import check_volume
 from vmfs.clock import FakeClock, SystemClock
 from vmfs.cluster.identity import HostIdentity
 from vmfs.core.mounting import MountedVolume
+from vmfs.core.nodeids import number_of
 from vmfs.devices.ram import RamDevice
 from vmfs.fuse.contract import BUFFER_SLACK_BYTES, ROOT_ID, Context, WouldBlock
 from vmfs.mkfs import FormatOptions, format_volume
@@ -59,7 +60,8 @@ class RamHost:
 
     def clone(self, node: int, name: str) -> int:
         root = self.core.volume.superblock.root_inode
-        return self.volume.cloner.clone(node, root, name.encode(), 0, 0)
+        self.volume.cloner.clone(number_of(node), root, name.encode(), 0, 0)
+        return self.fs.lookup(CONTEXT, ROOT_ID, name.encode()).nodeid
 
 
 class RamVolume:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamHost, RamVolume
 from vmfs.core.inodes import Inodes, Seen
+from vmfs.core.nodeids import number_of
 from vmfs.core.space import Space
 from vmfs.fuse.contract import ROOT_ID
 
@@ -57,7 +58,7 @@ def test_one_file_cloned_by_two_at_once(ram: RamVolume, monkeypatch: pytest.Monk
 
     def clone_meanwhile(inodes: Inodes, number: int, *, fresh: bool = False) -> Seen:
         seen = look(inodes, number, fresh=fresh)
-        if not others and number == node:
+        if not others and number == number_of(node):
             others.append(threading.Thread(target=host.clone, args=(node, "second")))
             others[0].start()
             others[0].join(0.3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
+from vmfs.core.nodeids import number_of
 from vmfs.core.transactions import Operation
 from vmfs.errors import NoSpace
 from vmfs.fuse.contract import ROOT_ID, SetAttr
@@ -55,7 +56,7 @@ def test_a_place_for_an_inode_that_was_not_used_keeps_its_lock(ram: RamVolume) -
             host.clone(node, "there")
     made, handle = host.create("new")
     host.write(handle, 0, bytes(BLOCK))
-    lock = host.core.geometry.inode_lock_address(made)
+    lock = host.core.geometry.inode_lock_address(number_of(made))
     record = host.core.locks.peek(lock)
     assert record.owner == host.core.membership.holder, "the disk does not know of the lock that is held"
     assert record.version == host.core.store.version(lock)

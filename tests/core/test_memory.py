@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.core.ramhost import CONTEXT, RamVolume
+from vmfs.core.nodeids import number_of
 from vmfs.core.objects import NodeObject
 from vmfs.core.unlocked import UnlockedReader
 from vmfs.fuse.contract import ROOT_ID
@@ -38,7 +39,7 @@ def test_a_look_that_began_before_a_change_is_not_believed_after_it(
     inodes = host.volume.inodes
     node, fh = host.create("file")
     host.close(node, fh)
-    assert host.core.locks.release(inodes.lock_address(node))
+    assert host.core.locks.release(inodes.lock_address(number_of(node)))
     read = UnlockedReader.read
 
     def change_meanwhile(own: UnlockedReader, address: int, parse: Callable[[bytes], object]) -> object:
@@ -47,11 +48,11 @@ def test_a_look_that_began_before_a_change_is_not_believed_after_it(
         other = host.open(node)
         host.write(other, 0, b"\1" * 100)
         host.close(node, other)
-        assert host.core.locks.release(inodes.lock_address(node))
+        assert host.core.locks.release(inodes.lock_address(number_of(node)))
         return found
 
     monkeypatch.setattr(UnlockedReader, "read", change_meanwhile)
-    assert inodes.look(node).inode.size == 0  # as it was when it was asked
+    assert inodes.look(number_of(node)).inode.size == 0  # as it was when it was asked
     reader = host.open(node, os.O_RDONLY)
     assert host.read(reader, 0, 100) == b"\1" * 100
     assert host.fs.lookup(CONTEXT, ROOT_ID, b"file").attr.size == 100

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from vmfs.client import Mount
 from vmfs.core.mounting import MountedVolume
+from vmfs.core.nodeids import number_of
 from vmfs.fuse.contract import (
     BUFFER_SLACK_BYTES,
     FALLOC_FL_KEEP_SIZE,
@@ -136,7 +137,7 @@ class DirectPort:
 
     def clone(self, source: str, target: str) -> None:
         parent, name = self._place(target)
-        self._mounted.cloner.clone(self._node(source), parent, name, 0, 0)
+        self._mounted.cloner.clone(number_of(self._node(source)), number_of(parent), name, 0, 0)
 
     def list(self, path: str) -> list[str]:
         node = self._node(path)

@@ -12,6 +12,7 @@ from uuid import UUID
 from vmfs.clock import SystemClock
 from vmfs.cluster.identity import HostIdentity
 from vmfs.core.mounting import MountedVolume
+from vmfs.core.nodeids import number_of
 from vmfs.devices import Device, open_device
 from vmfs.fuse.contract import BUFFER_SLACK_BYTES, ROOT_ID, Context, CopyRange, SetAttr, WouldBlock
 from vmfs.volume import open_volume
@@ -90,7 +91,7 @@ class InProcessFiles:
 
     def clone(self, name: str, new: str) -> None:
         root = self.host.volume.core.volume.superblock.root_inode
-        self.host.volume.cloner.clone(self._open[name][0], root, new.encode(), 0, 0)
+        self.host.volume.cloner.clone(number_of(self._open[name][0]), root, new.encode(), 0, 0)
         self._start(new)
 
     def reopen(self, name: str) -> None:

@@ -83,8 +83,7 @@ while time.monotonic() < until:
     try:
         count = os.preadv(opened[number], [view], offset)
     except OSError as error:
-        # EIO: the kernel's own word for a file whose inode number is another's by now (the mount logs its own EIOs).
-        if error.errno not in (errno.ESTALE, errno.ENOENT, errno.EIO):
+        if error.errno != errno.ESTALE:
             raise
         stale += 1
         with contextlib.suppress(OSError):

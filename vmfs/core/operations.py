@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from errno import EBADF, EEXIST, EISDIR, ENFILE, ENOTDIR, ENOTTY, EOPNOTSUPP, EPERM, ESTALE
+from errno import EBADF, EEXIST, EISDIR, ENFILE, ENOTDIR, ENOTTY, EOPNOTSUPP, EROFS, ESTALE
 from typing import Final
 
 from vmfs.cluster.locktable import Tenure
@@ -16,6 +16,7 @@ from vmfs.core.dataplane import DataPlane
 from vmfs.core.fileops import FileOps
 from vmfs.core.inodes import Inodes, stale
 from vmfs.core.namespace import Namespace, NewFile
+from vmfs.core.nodeids import is_of, nodeid_of, number_of
 from vmfs.core.openfile import Handle, OpenFiles
 from vmfs.core.reaper import Reaper
 from vmfs.core.rename import Renamer
@@ -77,10 +78,21 @@ class FileSystem:
     # -- translation -------------------------------------------------------------------------------
 
     def _number(self, nodeid: int) -> int:
-        return self._root if nodeid == ROOT_ID else nodeid
+        """The number of the inode that the kernel means. OSError(ESTALE) when the number is another file's by now."""
+        if nodeid == ROOT_ID:
+            return self._root
+        number = number_of(nodeid)
+        for fresh in (False, True):  # what is believed of it may be older than what the kernel was told
+            if is_of(nodeid, self._inodes.look(number, fresh=fresh).inode):
+                return number
+        raise stale(number)
+
+    def _lock_address(self, nodeid: int) -> int:
+        """The lock of an inode, whatever has become of it."""
+        return self._inodes.lock_address(self._root if nodeid == ROOT_ID else number_of(nodeid))
 
     def _entry(self, inode: Inode) -> Entry:
-        nodeid = ROOT_ID if inode.number == self._root else inode.number
+        nodeid = ROOT_ID if inode.number == self._root else nodeid_of(inode)
         attr = attr_of(self._core, inode)
         return Entry(nodeid, inode.inode_generation, attr, KERNEL_CACHE_SECONDS, KERNEL_CACHE_SECONDS)
 
@@ -210,7 +222,7 @@ class FileSystem:
         if inode.is_layer:
             raise stale(number)
         if writes and self._core.read_only:
-            raise OSError(EPERM, "the mount is read-only")
+            raise OSError(EROFS, "the mount is read-only")
         if (fh := self._legacy.opened.pop(ctx.unique, None)) is not None and fh in self._files.handles:
             return OpenReply(fh, cache_policy(flags))
         handle = self._open_for_writing(number, flags) if writes else self._open_for_reading(number, inode, flags)
@@ -277,7 +289,7 @@ class FileSystem:
             if error.errno != EEXIST or flags & os.O_EXCL:
                 raise
             inode = self._namespace.lookup(number, name)
-        opened = self.open(ctx, inode.number, flags, kill_suidgid)
+        opened = self.open(ctx, nodeid_of(inode), flags, kill_suidgid)
         return self._entry(self._inodes.look(inode.number).inode), opened
 
     def flush(self, ctx: Context, nodeid: int, fh: int) -> None:
@@ -316,7 +328,7 @@ class FileSystem:
             raise lost(handle.file.number)
         if handle is not None and handle.writes and not datasync:
             self._attributes.set_times(handle.file)
-        self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
+        self._core.transactions.sync(self._lock_address(nodeid))
 
     def fallocate(self, ctx: Context, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
         number = self._number(nodeid)
@@ -370,7 +382,7 @@ class FileSystem:
         self._close(fh)
 
     def fsyncdir(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
-        self._core.transactions.sync(self._inodes.lock_address(self._number(nodeid)))
+        self._core.transactions.sync(self._lock_address(nodeid))
 
     def _dots(self, number: int, offset: int) -> Iterator[DirEntry]:
         if offset < 1:
