@@ -12,6 +12,8 @@ qemu-utils|qemu-img, whose writing to a volume is tested
 e2fsprogs|mkfs.ext4 and fsck, for file systems in virtual disks
 fio|measures the volume and the disk beneath it
 mount|losetup and mount, for disks within disks
+libiscsi7|LUNs over iSCSI
+tgt|an iSCSI target without COMPARE AND WRITE, for the tests
 '
 # Wanted only where no interpreter that is new enough can make virtual environments.
 python_reasons='
@@ -73,6 +75,8 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
         install --no-install-recommends "$@" >.cache/apt.log 2>&1 </dev/null ||
         { tail -n 5 .cache/apt.log >&2; give_up "apt could not install $*; its whole log is .cache/apt.log"; }
+    # The tests start a target of their own. The package's would serve this machine's network.
+    [[ " $* " != *" tgt "* ]] || systemctl disable --now tgt >/dev/null 2>&1 || true
 }
 
 # Names everything that the environment is made from; scripts in it hold the tree's path.

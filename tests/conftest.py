@@ -14,6 +14,8 @@ from typing import Literal
 
 import pytest
 
+pytest_plugins = ["tests.luns.fixtures"]
+
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
 _ASKED_FOR = pytest.StashKey[list[str]]()
 

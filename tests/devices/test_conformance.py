@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.devices.conftest import DEVICE_BYTES, LoopMaker
+from tests.luns.fixtures import small_lun_of
 from vmfs.devices import open_device
 from vmfs.devices.contract import Device, LockMethod
 from vmfs.devices.fault import FaultDevice, FaultPlan
+from vmfs.devices.iscsi import IscsiDevice
 from vmfs.devices.ram import RamDevice
 from vmfs.errors import (
     DeviceGone,
@@ -36,6 +38,9 @@ KINDS = (
     "fault-cached",
     "fault-through",
     "fault-4096",
+    "iscsi-lio-512",
+    "iscsi-lio-4096",
+    "iscsi-tgt-512",
 )
 
 
@@ -44,7 +49,9 @@ def device(request: pytest.FixtureRequest, image: Path) -> Iterator[Device]:
     kind: str = request.param
     sector = 4096 if "4096" in kind else 512
     opened: Device
-    if kind.startswith("loop"):
+    if kind.startswith("iscsi"):
+        opened = open_device(small_lun_of(request, kind.removeprefix("iscsi-")).url)
+    elif kind.startswith("loop"):
         attach_loop: LoopMaker = request.getfixturevalue("attach_loop")
         own = 512 if kind == "loop-512-used-as-4096" else sector
         node = attach_loop(image, "--sector-size", str(own), "--direct-io=on")
@@ -58,6 +65,16 @@ def device(request: pytest.FixtureRequest, image: Path) -> Iterator[Device]:
     assert opened.logical_block_bytes == sector
     yield opened
     opened.close()
+
+
+def _compares(device: Device) -> bool:
+    """Whether the storage itself can compare and write (tgtd cannot, and hosts use a Paxos register on it)."""
+    return device.lock_methods() != (LockMethod.PAXOS,)
+
+
+def _compare_bytes(device: Device) -> set[int]:
+    """The lengths that `compare_and_write` must take: LIO takes one sector at once."""
+    return {device.logical_block_bytes} if isinstance(device, IscsiDevice) else {device.logical_block_bytes, 4096}
 
 
 def _pattern(seed: int, length: int) -> bytes:
@@ -100,7 +117,10 @@ def test_neighbours_are_untouched(device: Device) -> None:
     device.write(0, b"\xaa" * 8 * sector)
     device.write(3 * sector, b"\xbb" * sector)
     device.write_zeros(5 * sector, sector)
-    assert device.compare_and_write(6 * sector, b"\xaa" * sector, b"\xcc" * sector)
+    if _compares(device):
+        assert device.compare_and_write(6 * sector, b"\xaa" * sector, b"\xcc" * sector)
+    else:
+        device.write(6 * sector, b"\xcc" * sector)
     wanted = b"".join(bytes([each]) * sector for each in (0xAA, 0xAA, 0xAA, 0xBB, 0xAA, 0, 0xCC, 0xAA))
     assert device.read(0, 8 * sector) == wanted
 
@@ -123,8 +143,11 @@ def test_discard_leaves_the_rest_and_can_be_written_again(device: Device) -> Non
 
 
 def test_compare_and_write(device: Device) -> None:
-    size = device.logical_block_bytes
-    for length in {size, 4096}:
+    if not _compares(device):
+        with pytest.raises(LockMethodUnusable, match="PAXOS"):
+            device.compare_and_write(8192, bytes(4096), bytes(4096))
+        return
+    for length in _compare_bytes(device):
         old, new, other = bytes(length), _pattern(1, length), _pattern(2, length)
         device.write_zeros(8192, 4096)
         assert not device.compare_and_write(8192, other, new)
@@ -137,7 +160,15 @@ def test_compare_and_write(device: Device) -> None:
         assert device.read(8192, length) == new
 
 
+def test_longer_comparisons_than_the_target_makes_are_refused(device: Device) -> None:
+    if _compares(device) and 4096 not in _compare_bytes(device):
+        with pytest.raises(MisalignedIO, match="at most 512 bytes at once"):
+            device.compare_and_write(8192, bytes(4096), bytes(4096))
+
+
 def test_compare_and_write_excludes_threads(device: Device) -> None:
+    if not _compares(device):
+        return
     size = device.logical_block_bytes
     rounds, threads = 40, 4
 
@@ -195,16 +226,21 @@ def test_misalignment_is_refused(device: Device) -> None:
 
 
 def test_lock_methods(device: Device) -> None:
-    assert device.lock_methods() == (LockMethod.OFD_FILE,)
-    device.use_lock_method(LockMethod.OFD_FILE)
-    with pytest.raises(LockMethodUnusable, match=r"SCSI_CAW.*OFD_FILE"):
-        device.use_lock_method(LockMethod.SCSI_CAW)
+    if isinstance(device, IscsiDevice):
+        wanted = (LockMethod.PAXOS,) if "test:tgt" in device.name else (LockMethod.SCSI_CAW, LockMethod.PAXOS)
+        foreign = LockMethod.OFD_FILE
+    else:
+        wanted, foreign = (LockMethod.OFD_FILE,), LockMethod.SCSI_CAW
+    assert device.lock_methods() == wanted
+    device.use_lock_method(wanted[0])
+    with pytest.raises(LockMethodUnusable, match=rf"{foreign.name}.*{wanted[0].name}"):
+        device.use_lock_method(foreign)
 
 
 def test_descriptor_reads_what_was_written(device: Device) -> None:
     fd = device.fileno()
     if fd is None:
-        assert isinstance(device, RamDevice | FaultDevice)
+        assert isinstance(device, RamDevice | FaultDevice | IscsiDevice)
         return
     device.write(4096, b"\x5a" * 4096)
     with mmap.mmap(-1, 4096) as memory:
@@ -226,7 +262,7 @@ def test_closed_device_does_nothing(device: Device) -> None:
         assert isinstance(caught.value, DeviceGone)
 
 
-@pytest.mark.parametrize("kind", ["file", "loop", "ram", "fault"])
+@pytest.mark.parametrize("kind", ["file", "loop", "ram", "fault", "iscsi"])
 def test_read_only(kind: str, image: Path, request: pytest.FixtureRequest) -> None:
     device: Device
     if kind == "ram":
@@ -234,6 +270,9 @@ def test_read_only(kind: str, image: Path, request: pytest.FixtureRequest) -> No
     elif kind == "loop":
         node = request.getfixturevalue("attach_loop")(image, "--direct-io=on")
         device = open_device(node, read_only=True)
+    elif kind == "iscsi":
+        device = open_device(small_lun_of(request, "lio-512").url, read_only=True)
+        assert device.lock_methods()[0] is LockMethod.SCSI_CAW  # told without a write
     else:
         device = open_device(str(image), read_only=True)
         if kind == "fault":
