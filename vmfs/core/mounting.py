@@ -119,6 +119,7 @@ class MountedVolume:
             self._build(volume, geometry, clock, rng or random.SystemRandom(), read_only)
             if claimed.in_place:
                 self.recoverer.settle_in_place(claimed.holder)
+            self._journal.start()
             self._recover()
         except BaseException:
             if self._locks is not None:
@@ -133,11 +134,10 @@ class MountedVolume:
         io = LeasedIO(volume.extents, MemberLease(membership))
         self._patience = PatientLease(membership.check_lease, clock)
         committing = LeasedIO(volume.extents, self._patience, self._flights)  # a commit that is cut off is the end of the mount
-        journal = Journal(
+        self._journal = journal = Journal(
             committing, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
         )  # fmt: skip
-        journal.start()
         store = Store(io, geometry, volume.uuid)
         groups = Groups(geometry, store, clock, sb.timers.quarantine_us / 1e6)
         units = Units(groups, geometry, store, clock)
