@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmfs.clock import Clock, SystemClock
+from vmfs.cluster.fenceproof import prove_for_mount
+from vmfs.cluster.fencing import ReservationFence
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
@@ -59,10 +61,14 @@ class Host:
     events: list[str] = field(default_factory=list)
     seed: int = 1
     boot_id: uuid.UUID | None = None
+    fenced: bool = False
+    others: tuple[Device, ...] = ()
+    """Further extents, which hold nothing."""
 
     def __post_init__(self) -> None:
         self.locks: LockManager = None  # type: ignore[assignment]  # there is one from `join` on
-        self.extents = ExtentSet([self.device])
+        self.extents = ExtentSet([self.device, *self.others])
+        self.fence = ReservationFence(self.extents, "ds1", self.clock, proof=prove_for_mount("ds1"))
         region = SlotRegion(DirectRegisters(self.extents), SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
         boot = self.boot_id or (uuid.uuid4() if self.machine else None)
         callbacks = MembershipCallbacks(
@@ -74,6 +80,7 @@ class Host:
         self.membership = Membership(
             region, HostIdentity.detect(self.name, boot), self.timers, self.clock,
             volume_name="ds1", callbacks=callbacks, rng=random.Random(self.seed),
+            fence=self.fence if self.fenced else None,
         )  # fmt: skip
 
     def _on_request(self, slot: int, kind: int, target: int, argument: int) -> None:

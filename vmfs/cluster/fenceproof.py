@@ -22,7 +22,7 @@ from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Holder
 
 PROOF_OFFSET: Final = 120 << 10  # behind the superblock's copies and before the first lock, on every extent
-UNTRIED: Final = "this path to it opens no second connection to prove them by"
+UNTRIED: Final = "opens no second connection on this path to prove them by"
 
 
 class Unproved(VmfsError):
@@ -52,13 +52,13 @@ def try_out(device: Device, *, plain: bool = False) -> str | None:
     """
     theirs = device.reservations()
     if theirs is None:
-        return "it has no persistent reservations on this path"
+        return "has no persistent reservations on this path"
     try:
         with tool_registration(device):
             theirs.reserve()
             found = theirs.reservation()
             if found is None or found.type != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
-                return "it does not take a reservation of type 7h (write exclusive, all registrants)"
+                return "does not take a reservation of type 7h (write exclusive, all registrants)"
             if not _prove(device, theirs, tool_key(os.urandom), plain=plain):
                 return UNTRIED
     except Unproved as problem:
@@ -83,7 +83,7 @@ def tool_registration(device: Device) -> Iterator[None]:
     foreign = [key for key in registered if kind_of(key) is None]
     if foreign:
         shown = ", ".join(f"{key:#x}" for key in foreign[:4])
-        raise Unproved(f"others than Azekura are registered with it (keys {shown})")
+        raise Unproved(f"has others than Azekura registered with it (keys {shown})")
     key = tool_key(os.urandom)
     theirs.register(key)
     try:
@@ -100,12 +100,12 @@ def _prove(device: Device, theirs: Reservations, key: int, *, plain: bool) -> bo
     if not isinstance(device, Reopenable):
         return False
     if plain and not isinstance(theirs, PlainPreempt):
-        raise Unproved("this path to it has no PREEMPT")
+        raise Unproved("has no PREEMPT on this path")
     second = device.again()
     try:
         victim = second.reservations()
         if victim is None:
-            raise Unproved("a second connection to it has no persistent reservations")
+            raise Unproved("has no persistent reservations on a second connection")
         victim.register(key)
         try:
             _take_key_away(device, theirs, second, key, plain=plain)
@@ -121,7 +121,7 @@ def _take_key_away(device: Device, theirs: Reservations, second: Device, key: in
     try:
         second.write(PROOF_OFFSET, content)
     except ReservationConflict as conflict:
-        raise Unproved("it refuses writes of a host that is registered") from conflict
+        raise Unproved("refuses writes of a host that is registered") from conflict
     name = "PREEMPT" if plain else "PREEMPT AND ABORT"
     try:
         if plain:
@@ -132,11 +132,11 @@ def _take_key_away(device: Device, theirs: Reservations, second: Device, key: in
     except ReservationConflict:
         raise
     except DeviceError as error:
-        raise Unproved(f"it has no working {name}: {error}") from error
+        raise Unproved(f"has no working {name}: {error}") from error
     if not taken:
-        raise Unproved(f"{name} does not find a key that is registered")
+        raise Unproved(f"does not find a registered key to {name}")
     try:
         second.write(PROOF_OFFSET, content)
     except ReservationConflict:
         return
-    raise Unproved(f"it takes writes of a host whose key {name} took away")
+    raise Unproved(f"takes writes of a host whose key {name} took away")

@@ -17,7 +17,7 @@ from vmfs.devices.contract import Device
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, PlainPreempt, Reservations
 from vmfs.devices.writegate import WriteGate
-from vmfs.errors import FenceFailed, FencingUnusable, ReservationConflict
+from vmfs.errors import FenceFailed, FencingUnusable, ReservationConflict, VmfsError
 from vmfs.ondisk.lock import Holder
 
 _DRAIN_POLL_S: Final = 0.005
@@ -191,7 +191,7 @@ class ReservationFence:
         if not self._abort_wait_s:
             return theirs.preempt_and_abort(key)
         if not isinstance(theirs, PlainPreempt):
-            raise FenceFailed(self._volume, device.name, "this path to it has no PREEMPT")
+            raise FenceFailed(self._volume, device.name, "there is no PREEMPT on this path")
         return theirs.preempt(key)
 
     def sweep(self, incarnation_of: Callable[[int], int | None]) -> int:
@@ -232,8 +232,14 @@ class ReservationFence:
             self._gate.open()
 
     def leave(self) -> None:
-        for _, theirs in self._each():
-            theirs.unregister()
+        failure: VmfsError | None = None
+        for theirs in self._known.values():
+            try:
+                theirs.unregister()
+            except VmfsError as error:  # the other extents must not keep a registration because of this one
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _each(self) -> Iterator[tuple[Device, Reservations]]:
         """The reservations of every extent. Raises DeviceGone, and FencingUnusable where one has none."""
