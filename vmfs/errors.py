@@ -129,6 +129,20 @@ class LockMethodUnusable(VmfsError):
         self.wanted = wanted
 
 
+class LockMethodUnproved(VmfsError):
+    """The volume's way to compare and write was tried on its probe block, and does not do what it must."""
+
+    exit_code = EXIT_NOT_TRIED
+
+    def __init__(self, device: str, method: str, problem: str) -> None:
+        super().__init__(
+            f"{device}: locking by {method} does not work: {problem}. Mounting would put the volume at risk; repair "
+            "the storage, or reach the volume another way"
+        )
+        self.device = device
+        self.method = method
+
+
 class CannotIdentify(VmfsError):
     """What a device holds could not be found out, so nothing may be assumed of it."""
 
@@ -218,6 +232,21 @@ class DeviceTooSmall(VmfsError):
         super().__init__(
             f"{device} has {size_bytes} bytes; a volume for {max_hosts} hosts with these options needs at least "
             f"{minimum_bytes}; give a larger device, fewer hosts or smaller journals"
+        )
+        self.device = device
+        self.minimum_bytes = minimum_bytes
+
+
+class ExtentTooSmall(VmfsError):
+    """A device with no room to be a further extent of a volume."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = ENOSPC
+
+    def __init__(self, device: str, size_bytes: int, minimum_bytes: int) -> None:
+        super().__init__(
+            f"{device} has {size_bytes} bytes; as an extent of a volume with these options it needs {minimum_bytes} at "
+            "least; give a larger device, or leave it out"
         )
         self.device = device
         self.minimum_bytes = minimum_bytes

@@ -12,7 +12,7 @@ from typing import Final
 
 from vmfs.cluster.identity import HostIdentity, is_process_alive
 from vmfs.control.contract import DeviceInfo, HostInfo, LockInfo, Timers, VolumeFacts
-from vmfs.devices import Device, LockMethod, open_device
+from vmfs.devices import Device, open_device
 from vmfs.errors import DamagedBlock
 from vmfs.liveness import read_slots
 from vmfs.lockmethod import MEANINGS, image_in
@@ -29,8 +29,8 @@ _US_PER_S: Final = 1_000_000
 _TORN_READ_TRIES: Final = 3  # a 4 KiB block on 512-byte sectors may be read while it is being written
 
 
-def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
-    """What the volume is. `devices` are its extents, in order."""
+def volume_facts(sb: Superblock, devices: Sequence[Device], lock_proof: str = "") -> VolumeFacts:
+    """What the volume is. `devices` are its extents, in order. `lock_proof`: what a mount has shown of its locks."""
     t = sb.timers
     return VolumeFacts(
         label=sb.label,
@@ -43,7 +43,7 @@ def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
         block_bytes=sb.block_bytes,
         max_hosts=sb.max_hosts,
         lock_method=method_name(sb.lock_method),
-        lock_method_reason=MEANINGS.get(sb.lock_method, "this version does not know it"),
+        lock_method_reason=_lock_method_reason(sb, lock_proof),
         fencing=RESERVATIONS if sb.fenced else NO_FENCING,
         timers=Timers(
             heartbeat_seconds=t.heartbeat_us / _US_PER_S,
@@ -59,6 +59,11 @@ def volume_facts(sb: Superblock, devices: Sequence[Device]) -> VolumeFacts:
             for i, d in enumerate(devices)
         ),
     )
+
+
+def _lock_method_reason(sb: Superblock, proof: str) -> str:
+    meaning = MEANINGS.get(sb.lock_method, "this version does not know it")
+    return f"{meaning}; {proof}" if proof else meaning
 
 
 def host_info(
@@ -167,7 +172,8 @@ def look_at_locks(volume: Volume) -> list[LockInfo]:
     places += [(f"group {i}", geometry.group_lock_address(i)) for i in range(geometry.group_count)]
     found = []
     for what, address in places:
-        record = parse_lock(image_in(sb, volume.extents.read(address, sb.lock_block_bytes), address), address, volume.prefix)
+        image = image_in(sb, volume.extents.read(address, sb.lock_block_bytes), address)
+        record = parse_lock(image, address, volume.prefix)
         if record.mode is not LockMode.FREE:
             holders = tuple(_holder_name(h, slots) for h in record.all_holders)
             mode = record.mode.name.lower().replace("_", "-")

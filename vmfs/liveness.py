@@ -13,6 +13,7 @@ from typing import Final
 from vmfs.clock import Clock
 from vmfs.cluster.identity import HostIdentity, is_process_alive
 from vmfs.errors import DamagedBlock, UnsupportedFormat, VolumeInUse
+from vmfs.lockmethod import image_in, is_padded_with_zeros
 from vmfs.ondisk.slot import SlotRecord, SlotState, parse_slot
 from vmfs.volume import Volume
 
@@ -38,10 +39,10 @@ def read_slots(volume: Volume) -> Slots:
     problems: list[tuple[int, str]] = []
     for slot in range(sb.max_hosts):
         address = volume.geometry.slot_address(slot)
-        at = slot * sb.lock_block_bytes
+        block = region[slot * sb.lock_block_bytes : (slot + 1) * sb.lock_block_bytes]
         try:
-            records.append(parse_slot(region[at : at + sb.sector_bytes], address, volume.prefix, slot))
-            if any(region[at + sb.sector_bytes : at + sb.lock_block_bytes]):
+            records.append(parse_slot(image_in(sb, block, address), address, volume.prefix, slot))
+            if not is_padded_with_zeros(sb, block):
                 problems.append((address, f"heartbeat slot {slot}: the bytes behind its record are not zero"))
         except DamagedBlock as error:
             problems.append((address, error.what))
@@ -55,11 +56,13 @@ def who_is(record: SlotRecord) -> str:
     return f"host {record.host_name} (slot {record.slot}, pid {record.pid})"
 
 
-def refuse_when_mounted(volume: Volume, clock: Clock, waiting: Callable[[str], None] | None = None) -> Slots:
+def refuse_when_mounted(
+    volume: Volume, clock: Clock, waiting: Callable[[str], None] | None = None, *, to_write: bool = False
+) -> Slots:
     """Return the slots, having made sure that none of them is a living host's.
 
-    Where a slot is neither free nor of a process that this machine can look up, its slot is watched for one lease;
-    `waiting` is then told for whom.
+    Where a slot is neither free nor of a process that this machine can look up, its slot is watched for one lease, and
+    for the break time by whoever wants `to_write`; `waiting` is then told for whom.
 
     Raises:
         VolumeInUse: a host has the volume mounted.
@@ -79,9 +82,10 @@ def refuse_when_mounted(volume: Volume, clock: Clock, waiting: Callable[[str], N
     if not unknown:
         return first
     timers = volume.superblock.timers
+    watch_us = timers.break_us if to_write else timers.lease_us
     if waiting is not None:
-        waiting(f"watching {', '.join(who_is(r) for r in unknown.values())} for {timers.lease_us / _US_PER_S:g} s")
-    until = clock.now() + timers.lease_us / _US_PER_S
+        waiting(f"watching {', '.join(who_is(r) for r in unknown.values())} for {watch_us / _US_PER_S:g} s")
+    until = clock.now() + watch_us / _US_PER_S
     while clock.now() < until:
         clock.sleep(timers.heartbeat_us / _LOOKS_PER_HEARTBEAT / _US_PER_S)
         for record in read_slots(volume).records:

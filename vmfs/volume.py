@@ -177,6 +177,8 @@ def _check_writable(sb: Superblock, devices: Sequence[Device]) -> None:
     if unknown := sb.ro_compat & ~superblock.KNOWN_RO_COMPAT:
         detail = f"the volume uses unknown features {unknown:#x} and can be read only"
         raise UnsupportedFormat(devices[0].name, detail)
+    if sb.lock_method == LockMethod.PAXOS:
+        return  # it needs reads and writes alone
     for device in devices:
         usable = device.lock_methods()
         if sb.lock_method not in usable:

@@ -1,4 +1,4 @@
-"""The Disk-Paxos register: what the hosts are told can be put in one order, whatever the interleaving and the crashes."""
+"""The Disk-Paxos register: what hosts are told can be put in one order, whatever the interleaving and the crashes."""
 
 from __future__ import annotations
 

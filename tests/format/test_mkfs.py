@@ -110,7 +110,7 @@ def test_fifteen_tebibytes_take_seconds_and_little_space(tmp_path: Path) -> None
         ({"blocks_per_group": 100}, BadFormatOption),
         ({"lease_us": 500_000}, TimersRefused),
         ({"heartbeat_us": 9_000_000}, TimersRefused),
-        ({"lock_method": LockMethod.PAXOS}, LockMethodUnusable),
+        ({"lock_method": LockMethod.SCSI_CAW}, LockMethodUnusable),
     ],
 )
 def test_options_that_do_not_work_are_refused(change: dict[str, object], error: type[Exception]) -> None:

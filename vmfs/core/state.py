@@ -54,6 +54,7 @@ class Core:
     orphans: OrphansObject
     random: random.Random
     read_only: bool = False
+    lock_proof: str = ""  # what was shown at mount of the lock method
     watchdogs: list[Watchdog] = field(default_factory=list)
     scratch: Scratch = field(default_factory=Scratch)
 

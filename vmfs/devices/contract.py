@@ -37,9 +37,10 @@ class LockMethod(enum.IntEnum):
     OFD_HOST = 2
     """Open-file-description lock on a file under /run/azekura, keyed by major:minor: for one machine only."""
     SCSI_CAW = 3
-    """SCSI COMPARE AND WRITE. Reserved: not used by this version."""
+    """SCSI COMPARE AND WRITE."""
     PAXOS = 4
-    """A Disk-Paxos register, for disks without COMPARE AND WRITE. Reserved: not used by this version."""
+    """A Disk-Paxos register, for disks without COMPARE AND WRITE (`vmfs.cluster.paxos`). Needs nothing but reads and
+    writes: it works on every device, whether `lock_methods` lists it or not."""
 
 
 class Device(Protocol):

@@ -50,6 +50,7 @@ SLOTS_OFFSET: Final = 256 << 10
 MAX_EXTENTS: Final = 32
 MAX_SEGMENTS: Final = 64
 MAX_SLOTS: Final = 256
+MAX_LOCK_BLOCK_BYTES: Final = 64 << 10  # so far apart lie the superblock lock, the probe block and the slots
 LABEL_MAX_BYTES: Final = 63
 MIN_BLOCK_BYTES: Final = 64 << 10
 MAX_BLOCK_BYTES: Final = 1 << 20  # a chunk head's bitmaps have room for 256 units
@@ -208,7 +209,8 @@ def _sizes_possible(sb: Superblock) -> bool:
         and sb.sector_bytes in (512, 4096)
         and sb.lock_block_bytes % METADATA_BLOCK_BYTES == 0
         # A chunk has room for its head and one inode with its lock block.
-        and METADATA_BLOCK_BYTES <= sb.lock_block_bytes <= min(64 << 10, sb.block_bytes - 2 * METADATA_BLOCK_BYTES)
+        and METADATA_BLOCK_BYTES <= sb.lock_block_bytes <= MAX_LOCK_BLOCK_BYTES
+        and sb.lock_block_bytes <= sb.block_bytes - 2 * METADATA_BLOCK_BYTES
         and 1 <= sb.max_hosts <= MAX_SLOTS
         and 1 <= len(sb.extents) <= MAX_EXTENTS
         and 1 <= len(sb.segments) <= MAX_SEGMENTS
