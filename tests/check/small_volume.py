@@ -81,9 +81,11 @@ class SmallVolume:
         for name in ("base", "copy"):
             above = self.new_inode(name, stat.S_IFREG | 0o644, size=2 * self.block_bytes, layer_depth=1)
             above.parent, above.parent_generation = layer.number, layer.inode_generation
+            above.shared_blocks = 2
         self.inodes["copy"].root[0] = self.new_block() | WRITTEN
         self.inodes["copy"].root[1] = PUNCHED
         self.inodes["copy"].own_blocks = 1
+        self.inodes["copy"].shared_blocks = 0
 
     @property
     def root(self) -> int:
@@ -158,6 +160,7 @@ class SmallVolume:
                 self.write_directory_block(address)
             directory.root[bucket] = addresses[0] | WRITTEN
             directory.own_blocks += len(blocks)
+            directory.size += len(blocks) * UNIT
         directory.entry_count = len(names)
 
     # -- reading and writing -----------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_found_and_named(small: SmallVolume, check: Check, kind
         report = check(small)
         found = [f for f in report.findings if f.kind is EXPECTED[kind_of_block]]
         assert [f.address for f in found] == [address], (bit, report.findings)
-        assert report.exit_code == 1
+        assert report.exit_code == 4
         small.flip(address, bit)
     assert check(small).clean
 
@@ -100,7 +100,7 @@ def test_an_unreadable_block_is_a_finding(small: SmallVolume, kind_of_block: str
     plan = FaultPlan(volatile_cache=False, bad_ranges=((address, address + 512),))
     volume = open_volume([FaultDevice(small.device.again(), seed=1, plan=plan)], read_only=True)
     report = check_volume(volume, clock=FakeClock(sleep_advances=True))
-    assert report.exit_code == 1
+    assert report.exit_code == 4
     assert address in {f.address for f in report.findings}
 
 

@@ -243,6 +243,11 @@ BREAKS: dict[str, tuple[Kind, Callable[[SmallVolume], None]]] = {
     "layer is a file": (Kind.LAYER_MISSING, _set("layer", flags=0)),
     "layer of another generation": (Kind.LAYER_MISSING, _set("base", parent_generation=8)),
     "children miscounted": (Kind.LAYER_CHILDREN_WRONG, _set("layer", children=1)),
+    "layers below miscounted": (Kind.LAYER_DEPTH_WRONG, _set("base", layer_depth=4)),
+    "shared blocks miscounted": (Kind.SHARED_COUNT_WRONG, _set("base", shared_blocks=9)),
+    "data inherited behind the end": (Kind.INHERITS_BEYOND_END, _set("base", size=65536)),
+    "directory of another size": (Kind.SIZE_WRONG, _set("sub", size=1)),
+    "link of another size": (Kind.SIZE_WRONG, _set("symlink", size=77)),
     "layers in a circle": (Kind.LAYER_CYCLE, _layer_cycle),
     "layer without children": (Kind.LAYER_LOST, _layer_without_children),
     "orphan with a name": (Kind.ORPHAN_WRONG, _orphan_with_a_name),
@@ -270,7 +275,7 @@ def test_a_broken_invariant_is_found(small: SmallVolume, check: Check, name: str
     break_it(small)
     report = check(small)
     assert kind in report.totals, [f.message for f in report.findings]
-    assert report.exit_code == 1
+    assert report.exit_code == 4
     assert all(f.meaning and f.message for f in report.findings)
 
 

@@ -56,7 +56,7 @@ def test_each_says_what_it_takes(typed: str) -> None:
     usage = help_of(typed).splitlines()[0]
     takes = {
         "format": "DEVICE", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "list": "[OPTIONS]",
-        "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...", "check": "DEVICE",
+        "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...", "check": "MOUNT|DEVICE...",
         "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",
         "clone": "SRC DST", "diff": "OLD NEW", "disk create": "PATH", "disk info": "PATH", "extend disk": "PATH SIZE",
     }  # fmt: skip

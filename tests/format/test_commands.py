@@ -130,17 +130,49 @@ def test_check_finds_a_flipped_bit(lun: str) -> None:
     device.write(address, bytes(block))
     device.close()
     done = vmfsctl("check", lun)
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert f"group 1: group block: checksum does not match [group-damaged]\n    at {address:#x}" in done.stdout
     report = json.loads(vmfsctl("check", lun, "--json").stdout)
     assert (report["clean"], report["findings"][0]["kind"]) == (False, "group-damaged")
+
+
+def test_check_repairs_a_flipped_bit(lun: str) -> None:
+    assert vmfsctl("format", "--name", "ds1", lun).returncode == 0
+    before = Path(lun).read_bytes()
+    device = open_device(lun)
+    address = open_volume([device]).geometry.group_block_address(1)
+    block = bytearray(device.read(address, 4096))
+    block[200] ^= 4
+    device.write(address, bytes(block))
+    device.close()
+    damaged = Path(lun).read_bytes()
+    done = vmfsctl("check", "--repair", "--dry-run", lun)
+    assert done.returncode == 1
+    assert "would be done: group 1: group block: checksum does not match: the one bit" in done.stdout
+    assert Path(lun).read_bytes() == damaged
+    done = vmfsctl("check", "--repair", lun, "--json")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["clean_now"], len(report["mended"]), report["left"]) == (True, 1, [])
+    assert Path(lun).read_bytes()[address : address + 4096] == before[address : address + 4096]
+    assert vmfsctl("check", lun).returncode == 0
+    assert vmfsctl("check", "--repair", lun).returncode == 0
+
+
+def test_check_asks_before_it_gives_up_files(lun: str) -> None:
+    assert vmfsctl("format", "--name", "ds1", lun).returncode == 0
+    done = vmfsctl("check", "--repair", "--remove-damaged", lun)
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert vmfsctl("check", "--repair", "--remove-damaged", "--yes", lun).returncode == 0
+    assert vmfsctl("check", "--dry-run", lun).returncode == 2
 
 
 def test_check_says_why_it_cannot_look(lun: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     for target, reason in ((lun, "holds no Azekura VMFS volume"), (missing, missing), (str(tmp_path), "mounted")):
         done = vmfsctl("check", target)
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (8, "")
         assert reason in done.stderr
 
 
@@ -148,7 +180,7 @@ def test_check_of_a_truncated_lun(lun: str) -> None:
     assert vmfsctl("format", "--name", "ds1", lun).returncode == 0
     os.truncate(lun, 100 << 20)
     done = vmfsctl("check", lun)
-    assert done.returncode == 2
+    assert done.returncode == 8
     assert "is truncated" in done.stderr
     assert os.stat(lun).st_size == 100 << 20
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vmfs.check.findings import Kind, Report
 from vmfs.check.source import Source
 from vmfs.errors import DamagedBlock, DeviceError, UnsupportedFormat
 from vmfs.liveness import Slots
+from vmfs.lockmethod import image_in, is_padded_with_zeros
 from vmfs.ondisk import journal
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockRecord, parse_lock
@@ -30,13 +33,20 @@ def check_superblocks(volume: Volume, report: Report) -> None:
             elif copy.superblock.generation != newest.generation:
                 message = f"{where} has generation {copy.superblock.generation}, not {newest.generation}"
                 report.add(Kind.SUPERBLOCK_OLD, message, address=address)
+            elif replace(copy.superblock, extent_index=newest.extent_index) != newest:
+                report.add(Kind.SUPERBLOCK_OLD, f"{where} says something else than the newest", address=address)
+        beyond = volume.extents.device(extent).size_bytes - newest.extents[extent].size_bytes
+        if beyond >= volume.superblock.block_bytes:
+            report.notes.append(f"extent {extent}: {beyond} bytes behind its end are not used by the volume")
 
 
 class Holders:
     """The incarnations that slots carry: no lock can be held by a later one."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, count: int) -> None:
+        """`count`: how many slots the volume has."""
         self.by_slot: dict[int, SlotRecord] = {r.slot: r for r in slots.records}
+        self._slots = count
 
     def problem(self, lock: LockRecord) -> str | None:
         """Why nobody can hold the lock as it says, or None."""
@@ -47,7 +57,16 @@ class Holders:
                     f"held by slot {holder.slot}, incarnation {holder.incarnation}, "
                     f"which has come to {slot.incarnation} only"
                 )
+            if slot is not None and slot.state is SlotState.FREE and holder.incarnation == slot.incarnation:
+                return f"held by slot {holder.slot}, incarnation {holder.incarnation}, which is free"
+            if holder.slot >= self._slots:
+                return f"held by slot {holder.slot}, which the volume does not have"
         return None
+
+    def is_void(self, lock: LockRecord) -> bool:
+        """Whether it is held, and only by incarnations that have ended."""
+        slots = [(self.by_slot.get(h.slot), h) for h in lock.all_holders]
+        return bool(slots) and all(s is not None and s.incarnation > h.incarnation for s, h in slots)
 
 
 def check_slots(slots: Slots, report: Report) -> None:
@@ -65,31 +84,45 @@ class LockChecker:
 
     def __init__(self, volume: Volume, holders: Holders, report: Report) -> None:
         self._volume = volume
-        self._sector = volume.superblock.sector_bytes
         self._holders = holders
         self._report = report
+        self.highest: dict[int, int] = {}
+        """By slot: the highest incarnation that any lock names."""
+        self.bad: dict[int, Guards] = {}
+        """Addresses of locks that cannot be used, and what they should guard."""
 
     def check(self, block: bytes | None, address: int, guards: Guards, name: str, inode: int | None = None) -> None:
-        """`block` is what was read from the lock's `address`; None when it could not be read."""
+        """`block` is what was read from the lock's `address`, its first 4 KiB at least; None: it could not be read.
+
+        Raises DeviceError when the rest of it cannot.
+        """
+        sb = self._volume.superblock
         if block is None:
             self._report.add(Kind.READ_FAILED, f"lock of {name}", address=address, inode=inode)
             return
         try:
-            record = parse_lock(block[: self._sector], address, self._volume.prefix)
-        except DamagedBlock as error:
-            self._report.add(Kind.LOCK_DAMAGED, f"lock of {name}: {error.what}", address=address, inode=inode)
+            if len(block) < sb.lock_block_bytes:
+                block = self._volume.extents.read(address, sb.lock_block_bytes)
+            record = parse_lock(image_in(sb, block, address), address, self._volume.prefix)
+        except (DamagedBlock, UnsupportedFormat) as error:
+            what = error.what if isinstance(error, DamagedBlock) else str(error)
+            self._bad(Kind.LOCK_DAMAGED, f"lock of {name}: {what}", address, guards, inode)
             return
-        except UnsupportedFormat as error:
-            self._report.add(Kind.LOCK_DAMAGED, f"lock of {name}: {error}", address=address, inode=inode)
-            return
+        for holder in record.all_holders:
+            self.highest[holder.slot] = max(holder.incarnation, self.highest.get(holder.slot, 0))
+        self._report.counts.void_locks += self._holders.is_void(record)
         if record.guards is not guards:
             message = f"lock of {name}: it says that it guards a {record.guards.name.lower()}"
-            self._report.add(Kind.LOCK_DAMAGED, message, address=address, inode=inode)
-        elif any(block[self._sector :]):
+            self._bad(Kind.LOCK_DAMAGED, message, address, guards, inode)
+        elif not is_padded_with_zeros(sb, block):
             message = f"lock of {name}: the bytes behind its record are not zero"
-            self._report.add(Kind.LOCK_DAMAGED, message, address=address, inode=inode)
+            self._bad(Kind.LOCK_DAMAGED, message, address, guards, inode)
         elif problem := self._holders.problem(record):
-            self._report.add(Kind.LOCK_IMPOSSIBLE, f"lock of {name}: {problem}", address=address, inode=inode)
+            self._bad(Kind.LOCK_IMPOSSIBLE, f"lock of {name}: {problem}", address, guards, inode)
+
+    def _bad(self, kind: Kind, message: str, address: int, guards: Guards, inode: int | None) -> None:
+        self.bad[address] = guards
+        self._report.add(kind, message, address=address, inode=inode)
 
 
 def check_fixed_locks(source: Source, locks: LockChecker) -> None:

@@ -17,7 +17,7 @@ from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.inode import FLAG_INLINE, Inode, inode_address
 from vmfs.ondisk.lock import Guards
 
-_FILE_TYPES = frozenset({
+FILE_TYPES = frozenset({
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK,
 })  # fmt: skip
 
@@ -38,6 +38,10 @@ class InodeFacts:
     directory_parent: int
     ends_early: bool
     """There is data behind its end."""
+    size: int
+    inherit_limit: int
+    shared_blocks: int
+    map: MapFacts
 
     @property
     def is_directory(self) -> bool:
@@ -106,11 +110,13 @@ class Inodes:
         except (DamagedBlock, DeviceError) as error:
             what = error.what if isinstance(error, DamagedBlock) else str(error)
             self.damaged.add(number)
+            chunk.places |= 1 << unit
             self._space.claim_units(lock_address, need, "the place", number)
             self._report.add(
                 Kind.INODE_DAMAGED, f"inode {number}: {what}", address=inode_address(number), inode=number
             )
             return
+        chunk.places |= 1 << unit
         if used not in (0, bits) or inode.in_use != bool(used):
             state = "in use" if inode.in_use else "free"
             message = f"inode {number} is {state}, and its chunk marks {used.bit_count()} of its {need} units as used"
@@ -121,10 +127,14 @@ class Inodes:
             self._take(inode)
 
     def _take(self, inode: Inode) -> None:
+        self.facts[inode.number] = self.judge(inode)
+
+    def judge(self, inode: Inode) -> InodeFacts:
+        """Look at an inode in use and at its map of data."""
         number = inode.number
         counts = self._report.counts
         counts.inodes += 1
-        if stat.S_IFMT(inode.mode) not in _FILE_TYPES:
+        if stat.S_IFMT(inode.mode) not in FILE_TYPES:
             message = f"inode {number} has the impossible mode {inode.mode:#o}"
             self._report.add(Kind.INODE_STATE_WRONG, message, address=inode_address(number), inode=number)
         facts = MapFacts()
@@ -133,15 +143,24 @@ class Inodes:
             counts.data_blocks += facts.blocks
             if facts.whole and facts.blocks != inode.own_blocks:
                 message = f"inode {number} counts {inode.own_blocks} blocks and has {facts.blocks}"
-                self._report.add(Kind.BLOCK_COUNT_WRONG, message, address=inode_address(number), inode=number)
+                self._report.add(
+                    Kind.BLOCK_COUNT_WRONG, message, address=inode_address(number), inode=number,
+                    own_blocks=facts.blocks,
+                )  # fmt: skip
+        if inode.flags & FLAG_INLINE and inode.size != len(inode.inline):
+            message = f"inode {number} has a size of {inode.size} and {len(inode.inline)} bytes"
+            self._report.add(
+                Kind.SIZE_WRONG, message, address=inode_address(number), inode=number, size=len(inode.inline)
+            )
         block_bytes = self._source.volume.superblock.block_bytes
         if inode.is_layer:
             counts.layers += 1
         elif not inode.is_directory:
             counts.files += 1
-        self.facts[number] = InodeFacts(
+        return InodeFacts(
             number=number, mode=inode.mode, nlink=inode.nlink, generation=inode.inode_generation,
             is_layer=inode.is_layer, parent=inode.parent, parent_generation=inode.parent_generation,
             children=inode.children, depth=inode.layer_depth, directory_parent=inode.directory_parent,
             ends_early=facts.last_written * block_bytes >= inode.size and facts.last_written >= 0,
+            size=inode.size, inherit_limit=inode.inherit_limit, shared_blocks=inode.shared_blocks, map=facts,
         )  # fmt: skip

@@ -18,11 +18,13 @@ def check_layers(inodes: Inodes, waiting: AbstractSet[int], report: Report) -> N
             _check_parent(facts, inodes, report)
         if facts.is_layer and facts.children != children[facts.number]:
             _add(report, Kind.LAYER_CHILDREN_WRONG, facts,
-                 f"layer {facts.number} counts {facts.children} children and has {children[facts.number]}")  # fmt: skip
+                 f"layer {facts.number} counts {facts.children} children and has {children[facts.number]}",
+                 children=children[facts.number])  # fmt: skip
         elif facts.is_layer and not facts.children and facts.number not in waiting:
             _add(report, Kind.LAYER_LOST, facts, f"nothing stands on layer {facts.number}, and nobody is removing it")
         if facts.is_layer and facts.nlink:
-            _add(report, Kind.LINKS_WRONG, facts, f"layer {facts.number} counts {facts.nlink} names; it can have none")
+            message = f"layer {facts.number} counts {facts.nlink} names; it can have none"
+            _add(report, Kind.LINKS_WRONG, facts, message, nlink=0)
     _check_cycles(inodes.facts, report)
 
 
@@ -37,6 +39,9 @@ def _check_parent(facts: InodeFacts, inodes: Inodes, report: Report) -> None:
     elif parent.generation != facts.parent_generation:
         message = f"{who} of generation {facts.parent_generation}, which is of generation {parent.generation} now"
         _add(report, Kind.LAYER_MISSING, facts, message)
+    elif facts.depth != parent.depth + 1:
+        message = f"inode {facts.number} counts {facts.depth} layers below it and has {parent.depth + 1}"
+        _add(report, Kind.LAYER_DEPTH_WRONG, facts, message, layer_depth=parent.depth + 1)
 
 
 def _check_cycles(facts: dict[int, InodeFacts], report: Report) -> None:
@@ -46,12 +51,16 @@ def _check_cycles(facts: dict[int, InodeFacts], report: Report) -> None:
         at = start
         while at not in good and at in facts:
             if at in path:
-                _add(report, Kind.LAYER_CYCLE, facts[at], f"the layers below layer {at} lead back to it")
+                # Cut by a generation that its parent does not have: reads of what is inherited fail from then on.
+                cut = facts[at].parent_generation ^ 1
+                message = f"the layers below layer {at} lead back to it"
+                _add(report, Kind.LAYER_CYCLE, facts[at], message, parent_generation=cut)
                 break
             path[at] = None
-            at = facts[at].parent
+            below = facts.get(facts[at].parent)
+            at = below.number if below is not None and below.generation == facts[at].parent_generation else 0
         good.update(path)
 
 
-def _add(report: Report, kind: Kind, facts: InodeFacts, message: str) -> None:
-    report.add(kind, message, address=inode_address(facts.number), inode=facts.number)
+def _add(report: Report, kind: Kind, facts: InodeFacts, message: str, **fix: int) -> None:
+    report.add(kind, message, address=inode_address(facts.number), inode=facts.number, **fix)

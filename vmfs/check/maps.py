@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vmfs.check.findings import Kind, Report
 from vmfs.check.source import Source
-from vmfs.check.space import CHUNK, CLAIMED, FREE, Space
+from vmfs.check.space import CHUNK, CLAIMED, FREE, UNALLOCATED, Space
 from vmfs.errors import DamagedBlock, DeviceError
 from vmfs.ondisk import node
 from vmfs.ondisk.inode import Inode, inode_address
-from vmfs.ondisk.node import ADDRESS_MASK, HOLE, POINTERS_PER_NODE, PUNCHED, STATE_MASK, UNWRITTEN, WRITTEN
+from vmfs.ondisk.node import ADDRESS_MASK, HOLE, LOST, POINTERS_PER_NODE, PUNCHED, STATE_MASK, UNWRITTEN, WRITTEN
 
 _STATE_AND_RESERVED = 0xFFF
+
+
+@dataclass(slots=True)
+class LeafBits:
+    """What a leaf says of its blocks, as bits: anything at all, a block allocated, data written."""
+
+    present: int = 0
+    allocated: int = 0
+    written: int = 0
 
 
 @dataclass(slots=True)
@@ -22,10 +31,14 @@ class MapFacts:
     """What a walk over a map of data found."""
 
     blocks: int = 0
+    lost: int = 0
+    """Blocks that an earlier repair marked lost."""
     last_written: int = -1
     """The highest block number that holds data, or -1."""
     whole: bool = True
     """Every node could be read."""
+    leaves: dict[int, LeafBits] = field(default_factory=dict)
+    """By first block; of files with layers below, and of layers, only."""
 
 
 class Maps:
@@ -39,6 +52,10 @@ class Maps:
         self._block_bytes = source.volume.superblock.block_bytes
         self.complete = True
         """Every node of every map walked so far could be read."""
+        self.broken: set[int] = set()
+        """Inodes in whose maps a node or a pointer is wrong."""
+        self.into_chunks: set[int] = set()
+        """Chunks that a map of data points into: whatever lies there, it may be forged file data."""
         # The group that the last pointer led to: maps mostly lead to one group many times over.
         self._low = self._high = 0
         self._states = bytearray()
@@ -61,12 +78,17 @@ class Maps:
             found = self._node(inode, pointer, level - 1, index, claim)
             if found is None:
                 self.complete = False
+                self.broken.add(inode.number)
             elif level == 1:
                 yield index * POINTERS_PER_NODE, found
             else:
                 yield from self._below(inode, found, level - 1, index * POINTERS_PER_NODE, claim)
 
     def _node(self, inode: Inode, pointer: int, level: int, index: int, claim: bool) -> array[int] | None:
+        if pointer == LOST:
+            if claim:
+                self._report.counts.lost_blocks += 1
+            return array("Q")
         what = f"map node of level {level}, index {index}"
         address = pointer & ADDRESS_MASK
         if pointer & _STATE_AND_RESERVED != WRITTEN:
@@ -74,16 +96,19 @@ class Maps:
                 message = f"{what} of inode {inode.number}: impossible pointer {pointer:#x}"
                 self._report.add(Kind.POINTER_WRONG, message, address=inode_address(inode.number), inode=inode.number)
             return None
-        if claim and not self._space.claim_units(address, 1, what, inode.number):
+        if claim and not self._space.is_unit(address, what, inode.number):
             return None
         try:
+            # Parsed before it is claimed: what belongs to another map stays that one's.
             block = self._source.unit(address)
-            return node.parse(block, address, self._source.volume.uuid, inode.map_id, level, index)[0]
+            found = node.parse(block, address, self._source.volume.uuid, inode.map_id, level, index)[0]
+            return found if not claim or self._space.claim_units(address, 1, what, inode.number) else None
         except DamagedBlock as error:
             kind, problem = Kind.NODE_DAMAGED, error.what
         except DeviceError as error:
             kind, problem = Kind.READ_FAILED, str(error)
         if claim:
+            kind = Kind.UNIT_SHARED if self._space.is_claimed(address) else kind
             message = f"{what} of inode {inode.number}: {problem}"
             self._report.add(kind, message, address=address, inode=inode.number)
         return None
@@ -94,12 +119,17 @@ class Maps:
         """Claim the blocks of a file or a layer."""
         facts = MapFacts()
         complete_before, self.complete = self.complete, True
+        layered = bool(inode.parent or inode.is_layer)
         for first, pointers in self.leaves(inode):
+            if layered:
+                facts.leaves[first] = leaf_bits(pointers)
             for at, pointer in enumerate(pointers):
                 if not pointer:
                     continue
                 state = pointer & _STATE_AND_RESERVED
-                if state in (WRITTEN, UNWRITTEN):
+                if pointer == LOST:
+                    facts.lost += 1
+                elif state in (WRITTEN, UNWRITTEN):
                     if self._claim_block(pointer - state, inode, first + at):
                         facts.blocks += 1
                         if state == WRITTEN:
@@ -108,6 +138,7 @@ class Maps:
                     self._wrong(inode, first + at, pointer, "an impossible pointer")
         facts.whole = self.complete
         self.complete = complete_before and facts.whole
+        self._report.counts.lost_blocks += facts.lost
         return facts
 
     def _claim_block(self, address: int, inode: Inode, number: int) -> bool:
@@ -117,10 +148,15 @@ class Maps:
         index, rest = divmod(address - self._low, self._block_bytes)
         state = FREE if rest else self._states[index]
         if rest or state == CHUNK:
+            if state == CHUNK:
+                self.into_chunks.add(address)
             self._wrong(inode, number, address, "the middle of a block" if rest else "a metadata chunk")
             return False
         if state == CLAIMED:
             self._space.shared.add(address)
+        elif state == UNALLOCATED:
+            message = f"block {number} of inode {inode.number} is in use and marked free"
+            self._report.add(Kind.BLOCK_NOT_ALLOCATED, message, address=address, inode=inode.number)
         self._states[index] = CLAIMED
         return True
 
@@ -135,6 +171,7 @@ class Maps:
         return True
 
     def _wrong(self, inode: Inode, number: int, pointer: int, what: str) -> None:
+        self.broken.add(inode.number)
         message = f"block {number} of inode {inode.number} leads to {what} ({pointer:#x})"
         self._report.add(Kind.POINTER_WRONG, message, address=pointer & ADDRESS_MASK, inode=inode.number)
 
@@ -144,3 +181,20 @@ class Maps:
             for at, pointer in enumerate(pointers):
                 if pointer & STATE_MASK not in (HOLE, PUNCHED) and pointer & ADDRESS_MASK in wanted:
                     yield pointer & ADDRESS_MASK, first + at
+
+
+def leaf_bits(pointers: array[int]) -> LeafBits:
+    """What a leaf says of its blocks."""
+    bits = LeafBits()
+    if not any(pointers):
+        return bits
+    for at, pointer in enumerate(pointers):
+        if pointer:
+            mark = 1 << at
+            bits.present |= mark
+            state = pointer & STATE_MASK
+            if state != PUNCHED and pointer != LOST:
+                bits.allocated |= mark
+                if state == WRITTEN:
+                    bits.written |= mark
+    return bits

@@ -10,6 +10,7 @@ from vmfs.core.replay import JournalPlace, images_to_write, read_records
 from vmfs.devices.extents import split_address
 from vmfs.errors import DamagedBlock, DeviceError, UnsupportedFormat
 from vmfs.liveness import Slots
+from vmfs.lockmethod import image_in
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import parse_lock
 from vmfs.ondisk.slot import SlotRecord, SlotState
@@ -25,7 +26,7 @@ def overlay_journals(source: Source, slots: Slots, report: Report) -> None:
         if record.state is SlotState.FREE:
             continue
         try:
-            images = _pending(volume, record)
+            images = pending_images(volume, record)
         except (DamagedBlock, DeviceError) as error:
             message = f"the journal of slot {record.slot} (host {record.host_name}) cannot be replayed: {error}"
             report.add(Kind.JOURNAL_DAMAGED, message, address=volume.geometry.journal_address(record.slot))
@@ -38,7 +39,8 @@ def overlay_journals(source: Source, slots: Slots, report: Report) -> None:
         )
 
 
-def _pending(volume: Volume, record: SlotRecord) -> dict[int, bytes]:
+def pending_images(volume: Volume, record: SlotRecord) -> dict[int, bytes]:
+    """What replay of that slot's journal would write, by address. Raises DamagedBlock, DeviceError."""
     sb, geometry = volume.superblock, volume.geometry
     place = JournalPlace(
         geometry.journal_address(record.slot), sb.journal_bytes, volume.uuid, record.slot, record.incarnation
@@ -57,11 +59,11 @@ def _holds(volume: Volume, record: SlotRecord, lock: int, version: int) -> bool:
         return version == record.incarnation
     sb = volume.superblock
     extent, offset = split_address(lock)
-    inside = extent < len(sb.extents) and offset + sb.sector_bytes <= sb.extents[extent].size_bytes
+    inside = extent < len(sb.extents) and offset + sb.lock_block_bytes <= sb.extents[extent].size_bytes
     if not inside or offset % METADATA_BLOCK_BYTES:
         return False
     try:
-        held = parse_lock(volume.extents.read(lock, sb.sector_bytes), lock, volume.prefix)
+        held = parse_lock(image_in(sb, volume.extents.read(lock, sb.lock_block_bytes), lock), lock, volume.prefix)
     except (DamagedBlock, UnsupportedFormat):
         return False
     return held.version == version and record.holder in held.all_holders

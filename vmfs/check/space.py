@@ -7,6 +7,7 @@ and is marked free, and what is marked used and was claimed by nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,11 +16,13 @@ from vmfs.check.source import Source
 from vmfs.errors import DamagedBlock, DeviceError
 from vmfs.ondisk import chunk, group
 from vmfs.ondisk.chunk import ChunkHead
+from vmfs.ondisk.group import GroupBlock
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 FREE: Final = 0
 CLAIMED: Final = 1
 CHUNK: Final = 2
+UNALLOCATED: Final = 3  # known to be marked free: only where a volume is looked at while it is in use
 _TO_BITS: Final = bytes([ord("0")]) + bytes([ord("1")]) * 255  # any state but FREE counts as used
 
 
@@ -44,6 +47,7 @@ class GroupState:
     used: int
     meta: int
     free_units: int
+    block: GroupBlock | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class ChunkState:
     group: int
     head: ChunkHead | None = None
     claimed: int = 1
+    places: int = 0
+    """Units at which an inode's lock block begins, as far as inodes were found there."""
     disputed: int = 0
     """Units about which a finding has been noted already."""
 
@@ -61,9 +67,11 @@ class ChunkState:
 class Space:
     """Collects the claims of one check."""
 
-    def __init__(self, source: Source, report: Report) -> None:
+    def __init__(self, source: Source, report: Report, no_chunks: AbstractSet[int] = frozenset()) -> None:
+        """`no_chunks`: blocks that are no chunks, whatever they look like, where a group's own word is gone."""
         self._source = source
         self._report = report
+        self._no_chunks = no_chunks
         self._geometry = source.volume.geometry
         self._block_bytes = source.volume.superblock.block_bytes
         self.groups: list[GroupState] = []
@@ -93,7 +101,7 @@ class Space:
             self._report.add(Kind.GROUP_DAMAGED, f"group {index}: {error.what}", address=address)
             state = GroupState(index, False, 0, self._find_chunks(index), 0)
         else:
-            state = GroupState(index, True, found.used, found.meta, found.free_units)
+            state = GroupState(index, True, found.used, found.meta, found.free_units, found)
         for first, length in runs(state.meta):
             for bit in range(first, first + length):
                 at = self._geometry.block_address(index, bit)
@@ -116,14 +124,15 @@ class Space:
         """Where the chunks of a group lie whose bitmaps are gone: wherever an intact head is."""
         meta = 0
         for bit in range(self._geometry.group_blocks(index)):
-            if self._head(self._geometry.block_address(index, bit), index, quiet=True) is not None:
+            address = self._geometry.block_address(index, bit)
+            if address not in self._no_chunks and self._head(address, index, quiet=True) is not None:
                 meta |= 1 << bit
         return meta
 
     # -- claiming ----------------------------------------------------------------------------------
 
     def states(self, index: int) -> bytearray:
-        """One byte for each block of a group: FREE, CLAIMED or CHUNK. A walker of maps writes CLAIMED itself."""
+        """One byte for each block of a group: FREE, CLAIMED, CHUNK... A walker of maps writes CLAIMED itself."""
         found = self._claims.get(index)
         if found is None:
             found = self._claims[index] = bytearray(self._geometry.group_blocks(index))
@@ -131,19 +140,38 @@ class Space:
                 found[first : first + length] = bytes([CHUNK]) * length
         return found
 
-    def claim_units(self, address: int, count: int, what: str, inode: int) -> bool:
-        """Claim metadata units for an inode. False, and a finding, when they cannot be its: do not read them."""
+    def is_unit(self, address: int, what: str, inode: int) -> bool:
+        """Whether a metadata unit of an inode can lie there. False, and a finding, when not: do not read it."""
         try:
             head, unit = self._geometry.chunk_of(address)
+            problem = f": {what} lies where no metadata chunk is"
         except DamagedBlock as error:
-            message = f"{what} of inode {inode}: {error.what}"
-            self._report.add(Kind.POINTER_WRONG, message, address=address, inode=inode)
+            head = unit = 0
+            problem = f", {what}: {error.what}"
+        if unit == 0 or head not in self.chunks:
+            self._report.add(Kind.POINTER_WRONG, f"inode {inode}{problem}", address=address, inode=inode)
             return False
-        state = self.chunks.get(head)
-        if state is None or unit == 0:
-            message = f"{what} of inode {inode} lies where no metadata chunk is"
-            self._report.add(Kind.POINTER_WRONG, message, address=address, inode=inode)
+        return True
+
+    def is_headless(self, address: int) -> bool:
+        """Whether an address lies in a chunk whose head is damaged."""
+        try:
+            chunk = self.chunks.get(self._geometry.chunk_of(address)[0])
+        except DamagedBlock:
             return False
+        return chunk is not None and chunk.head is None
+
+    def is_claimed(self, address: int) -> bool:
+        """Whether a unit (see `is_unit`) was claimed already."""
+        head, unit = self._geometry.chunk_of(address)
+        return bool(self.chunks[head].claimed >> unit & 1)
+
+    def claim_units(self, address: int, count: int, what: str, inode: int) -> bool:
+        """Claim metadata units for an inode. False, and a finding, when they cannot be its: do not read them."""
+        if not self.is_unit(address, what, inode):
+            return False
+        head, unit = self._geometry.chunk_of(address)
+        state = self.chunks[head]
         bits = ((1 << count) - 1) << unit
         if state.claimed & bits:
             message = f"{what} of inode {inode} is also used elsewhere"
@@ -160,7 +188,7 @@ class Space:
         for state in self.groups:
             if not state.readable:
                 continue
-            claimed = self._claimed_bits(state)
+            claimed = self.claimed_bits(state)
             for first, length in runs(claimed & ~state.used):
                 self._block_finding(Kind.BLOCK_NOT_ALLOCATED, state, first, length, "in use and marked free")
             leaked = state.used & ~claimed
@@ -176,7 +204,8 @@ class Space:
                 "read uses them; they may belong to what is damaged"
             )
 
-    def _claimed_bits(self, state: GroupState) -> int:
+    def claimed_bits(self, state: GroupState) -> int:
+        """The blocks of a group that are claimed, or metadata, as bits."""
         claims = self._claims.get(state.index)
         return state.meta if claims is None else int(claims.translate(_TO_BITS)[::-1], 2)
 

@@ -1,7 +1,7 @@
 """How errors become a message and an exit code, for all of `vmfsctl`.
 
 0: done; 1: tried and failed; 2: not tried, nothing changed (also a wrong command line); 70: an error in the program;
-130: interrupted; 141: whoever read the output has gone. `check` has meanings of its own for 0 to 2.
+130: interrupted; 141: whoever read the output has gone. `check` exits as fsck(8) does.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ A *pointer* is a volume address, a multiple of 4096, with its state in the low b
                3 punched: reads as zeros and hides the parent layer; the address part is zero
     bits 2..11 zero on disk
 
+An address in extent 255, which no volume has, stands for a *lost* block: `check --repair` writes it where a map led to
+a damaged node or to an impossible place. Reading it is an error, never zeros, and it is nobody's space.
+
 Level 0 is the leaf level: its pointers lead to data blocks; those of level n lead to nodes of level n - 1. The inode
 holds the root: 64 pointers of level `height`. Height 0: the root is a short leaf.
 """
@@ -32,6 +35,7 @@ HOLE: Final = 0
 WRITTEN: Final = 1
 UNWRITTEN: Final = 2
 PUNCHED: Final = 3
+LOST: Final = 0xFF << 56 | WRITTEN
 ADDRESS_MASK: Final = ~0xFFF & (1 << 64) - 1
 _EMPTY: Final = bytes(POINTERS_PER_NODE * 8)
 
