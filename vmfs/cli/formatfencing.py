@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +32,15 @@ class WantedFencing:
                 raise BadFormatOption(option, value, "it must be 0 to 3600 seconds")
         if self.preempt_wait_s is not None and self.fencing == "none":
             raise BadFormatOption("--preempt-wait", self.preempt_wait_s, "it is of no use with --fencing none")
+
+    def of_all(
+        self, devices: Sequence[Device], options: FormatOptions, *, prove: bool
+    ) -> tuple[FormatOptions, str]:
+        """`prove`, or else `unproved`, of every extent: a volume is fenced when all of them are."""
+        told = [(self.prove if prove else self.unproved)(device, options) for device in devices]
+        chosen, why = next((one for one in told if not one[0].fenced), told[0])
+        slowest = max((one.in_flight_us for one, _ in told if not one.fenced), default=0)
+        return replace(chosen, in_flight_us=slowest), why
 
     def unproved(self, device: Device, options: FormatOptions) -> tuple[FormatOptions, str]:
         """The options as far as they can be told without a word to the LUN, and what to say of them."""
