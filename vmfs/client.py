@@ -104,6 +104,22 @@ class Mount:
 
     # -- orders ------------------------------------------------------------------------------------
 
+    def restart(self) -> None:
+        """Have a new process take this mount over; returns when that one serves.
+
+        Raises RemoteFailure when the mount has no supervisor or the kernel is too old, ControlTimeout.
+        """
+        before = self.info().mount.pid
+        self._ask("restart")
+        deadline = time.monotonic() + self._answer_seconds
+        while time.monotonic() < deadline:
+            # The path is looked up again: it waits in the kernel until the new process answers, on another socket.
+            with suppress(VmfsError):
+                if Mount.for_path(self.mountpoint, answer_seconds=self._answer_seconds).info().mount.pid != before:
+                    return
+            time.sleep(_BACKLOG_RETRY_SECONDS)
+        raise ControlTimeout(self.mountpoint, "restart", self._answer_seconds)
+
     def clone(self, source: StrPath, target: StrPath) -> int:
         """Clone the file `source` as the new file `target`, in constant time; returns the clone's inode number.
 

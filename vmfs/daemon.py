@@ -81,17 +81,21 @@ def run_background(options: MountOptions, serve: Serve, mount_log: MountLog) -> 
         _become_daemon(options, serve, mount_log, writing)
     os.close(writing)
     try:
-        return _await_report(child, reading, mount_log)
+        return await_report(reading, mount_log, child)
     finally:
         os.close(reading)
 
 
-def _await_report(child: int, reading: int, mount_log: MountLog) -> int:
-    """Reap the first child, and hear how the second, the mount's process, gets on."""
+def await_report(reading: int, mount_log: MountLog, child: int | None = None) -> int:
+    """Hear how the mount's process gets on, having reaped the `child` that started it; its pid when it serves.
+
+    Raises MountDidNotStart, and KeyboardInterrupt once the process was told to give up.
+    """
     pid = 0
     lines = _Lines(reading)
     try:
-        os.waitpid(child, 0)
+        if child is not None:
+            os.waitpid(child, 0)
         while (line := lines.next_line(None)) is not None:
             report = json.loads(line)
             if "pid" in report:
@@ -146,9 +150,9 @@ def _become_daemon(options: MountOptions, serve: Serve, mount_log: MountLog, wri
         os.setsid()
         if os.fork():  # so that no terminal can ever become ours; the parent waits for this exit
             os._exit(0)
-        _tell(writing, {"pid": os.getpid()})
+        tell(writing, {"pid": os.getpid()})
         _detach(keep=writing)
-        code = _serve_and_report(options, serve, mount_log, writing)
+        code = serve_and_report(options, serve, mount_log, writing)
     except BaseException:
         log.exception("the mount's process fails")
     finally:
@@ -167,14 +171,15 @@ def _detach(keep: int) -> None:
     os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _serve_and_report(options: MountOptions, serve: Serve, mount_log: MountLog, writing: int) -> int:
-    reported = False
+def serve_and_report(options: MountOptions, serve: Serve, mount_log: MountLog, writing: int) -> int:
+    """Serve on this, the main thread, and say on the pipe `writing` (-1: to nobody) how it goes; the exit code."""
+    reported = writing < 0
 
     def report(message: dict[str, object]) -> None:
         nonlocal reported
         if not reported:
             reported = True
-            _tell(writing, message)
+            tell(writing, message)
             os.close(writing)
 
     try:
@@ -203,7 +208,8 @@ def _serve_and_report(options: MountOptions, serve: Serve, mount_log: MountLog, 
     return code
 
 
-def _tell(writing: int, message: dict[str, object]) -> None:
+def tell(writing: int, message: dict[str, object]) -> None:
+    """Send one line of the report."""
     with contextlib.suppress(BrokenPipeError):  # nobody waits any more: the mount is served all the same
         os.write(writing, json.dumps(message).encode()[: REPORT_MAX_BYTES // 2] + b"\n")
 

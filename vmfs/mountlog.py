@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from logging.handlers import RotatingFileHandler, SysLogHandler
+from logging.handlers import RotatingFileHandler, SysLogHandler, WatchedFileHandler
 from typing import Final
 
 from vmfs.errors import EXIT_NOT_TRIED, VmfsError
@@ -47,9 +47,15 @@ class MountLog:
         """Raise LogUnusable unless it can be written to: said before the process leaves its terminal."""
         self._handler().close()
 
-    def start(self, level: int) -> None:
-        """Send all of this process's log there from now on, with the last words of crashes and failed threads."""
+    def start(self, level: int, *, shared: bool = False) -> None:
+        """Send all of this process's log there from now on, with the last words of crashes and failed threads.
+
+        `shared`: another process writes there too, and keeps the file's size; this one only follows it.
+        """
         handler = self._handler()
+        if shared and isinstance(handler, RotatingFileHandler):
+            handler.close()
+            handler = WatchedFileHandler(handler.baseFilename, encoding="utf-8")
         handler.setFormatter(logging.Formatter(_SYSLOG_FORMAT if self._path == SYSLOG else _FORMAT))
         root = logging.getLogger()
         root.addHandler(handler)

@@ -37,8 +37,10 @@ def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_S
         raise NotAVmfsMount(mountpoint)
     asked = None if lazy else ask_mount(target, present.source)
     pid = asked.info.mount.pid if asked is not None and asked.info is not None else None
+    supervisor = asked.info.mount.supervisor if asked is not None and asked.info is not None else 0
     with contextlib.ExitStack() as watched:
         process = watched.enter_context(ProcessEnd.of(pid)) if pid is not None else None
+        above = watched.enter_context(ProcessEnd.of(supervisor)) if supervisor else None
         try:
             kernel.unmount(target, lazy=lazy)
         except MountBusy:
@@ -46,6 +48,8 @@ def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_S
             raise BusyMount(target, _users_text(target, silent=silent)) from None
         if process is not None and pid is not None and not process.wait(wait_seconds):
             raise StillServing(target, pid, wait_seconds, _why_still(present.device))
+        if above is not None:
+            above.wait(wait_seconds)  # it has nothing more to do
     return pid
 
 

@@ -31,10 +31,11 @@ FIELDS = {
     InitFlag.SETXATTR_EXT: "setxattr_ext",
     InitFlag.INIT_EXT: "init_ext",
     InitFlag.DIRECT_IO_ALLOW_MMAP: "direct_io_allow_mmap",
+    InitFlag.HAS_RESEND: "resend",
 }
 GOES_WITH = {
     InitFlag.DO_READDIRPLUS: InitFlag.READDIRPLUS_AUTO,
-    InitFlag.INIT_EXT: InitFlag.DIRECT_IO_ALLOW_MMAP,
+    InitFlag.INIT_EXT: InitFlag.DIRECT_IO_ALLOW_MMAP | InitFlag.HAS_RESEND,
 }
 
 

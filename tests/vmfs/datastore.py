@@ -49,15 +49,20 @@ def until(what: str, condition: Callable[[], bool], seconds: float, every: float
 class Mount:
     """One mount of a volume, served by a process of its own."""
 
-    def __init__(self, datastore: Datastore, path: Path, host: str, options: tuple[str, ...]) -> None:
+    def __init__(
+        self, datastore: Datastore, path: Path, host: str, options: tuple[str, ...], *, supervised: bool = False
+    ) -> None:
         self.datastore = datastore
         self.path = path
         self.host = host
         self.log = path.with_name(f"{path.name}.log")
         self._read_to = 0
         path.mkdir(exist_ok=True)
-        out = vmfsctl("mount", datastore.lun, path, "--host", host, "--log-file", self.log, "--json", *options)
+        # A test that kills a mount's process means a host that dies: nobody may start another one.
+        alone = () if supervised else ("--no-supervisor",)
+        out = vmfsctl("mount", datastore.lun, path, "--host", host, "--log-file", self.log, "--json", *alone, *options)
         self.pid: int = json.loads(out.stdout)["pid"]
+        self.supervisor: int | None = json.loads(out.stdout)["supervisor"]
         self.mounted = True
 
     def __truediv__(self, name: str) -> Path:
@@ -70,6 +75,8 @@ class Mount:
 
     def kill(self) -> None:
         """The host dies (SIGKILL). What programs have open in it fails with ENOTCONN from now on."""
+        if self.supervisor is not None:
+            os.kill(self.supervisor, signal.SIGKILL)
         os.kill(self.pid, signal.SIGKILL)
 
     def put_away(self) -> None:
@@ -106,10 +113,13 @@ class Datastore:
         timers = QUICK_TIMERS if quick else ()
         vmfsctl("format", "--name", "ds1", "--create-size", size, *timers, *options, self.lun)
 
-    def mount(self, host: str, *options: str, boot_id: uuid.UUID | None = None, at: str | None = None) -> Mount:
+    def mount(
+        self, host: str, *options: str, boot_id: uuid.UUID | None = None, at: str | None = None,
+        supervised: bool = False,
+    ) -> Mount:  # fmt: skip
         """Mount it as a host of that name, on a directory of that name."""
         boot = () if boot_id is None else ("--boot-id", str(boot_id))
-        mounted = Mount(self, self.folder / (at or host), host, (*boot, *options))
+        mounted = Mount(self, self.folder / (at or host), host, (*boot, *options), supervised=supervised)
         self.mounts.append(mounted)
         return mounted
 

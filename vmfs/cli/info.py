@@ -70,6 +70,15 @@ def _timers_text(t: Timers) -> str:
     )
 
 
+def _supervisor_text(mount: MountFacts) -> str:
+    if not mount.supervisor:
+        return "none: the mount dies with its process"
+    text = f"process {mount.supervisor}"
+    if "resend" not in mount.kernel.capabilities:
+        return f"{text}, but this kernel is too old: the mount dies with its process"
+    return f"{text}, {mount.takeovers} take-overs so far" if mount.takeovers else text
+
+
 def _mount_fields(mount: MountFacts | None) -> list[tuple[str, str | None]]:
     if mount is None:
         return []
@@ -78,6 +87,7 @@ def _mount_fields(mount: MountFacts | None) -> list[tuple[str, str | None]]:
     return [
         ("mounted at", mount.mountpoint),
         ("since", time_text(mount.mounted_since_ns)),
+        ("supervisor", _supervisor_text(mount)),
         ("state", f"{mount.state}, read only" if mount.read_only else mount.state),
         ("host", f"{mount.host} (slot {mount.slot}, incarnation {mount.incarnation}, process {mount.pid})"),
         ("lease", mount.lease or f"valid for {seconds_text(mount.lease_remaining_seconds)}"),

@@ -17,6 +17,7 @@ from vmfs.control.contract import DATA_THREADS, MountOptions
 from vmfs.daemon import run_background, run_foreground
 from vmfs.fuse.errors import NotRoot
 from vmfs.mountlog import SYSLOG, MountLog, default_log_file
+from vmfs.supervisor.launch import run_supervised
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _IN_FLIGHT_MAX_SECONDS: Final = 3600  # what stays on its way for longer than any lease is not on its way
@@ -48,6 +49,9 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 )
 @click.option("--watchdog", metavar="DEVICE", help="Have this device reset the machine when the lease is gone.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error, until it is unmounted.")
+@click.option(
+    "--no-supervisor", is_flag=True, help="Let the mount die with its process, instead of starting another process."
+)
 @click.option("--log-file", metavar="FILE", help='Log to FILE, or to "syslog".  [default: a file in /run/azekura/log]')
 @click.option("--log-level", type=click.Choice(list(_LEVELS)), default="info", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print what was mounted as JSON.")
@@ -60,6 +64,7 @@ def mount_command(
     in_flight: float | None,
     watchdog: str | None,
     foreground: bool,
+    no_supervisor: bool,
     log_file: str | None,
     log_level: str,
     as_json: bool,
@@ -67,7 +72,7 @@ def mount_command(
     """Mount the volume on DEVICE... (all its extents, in any order) at the directory MOUNTPOINT, as root.
 
     Returns when the mount serves; its process stays until `vmfsctl umount`. Other hosts may have the volume mounted
-    at the same time.
+    at the same time. A supervisor starts another process should that one die: whoever uses the mount only waits.
 
     \b
     Examples:
@@ -86,17 +91,28 @@ def mount_command(
     )
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {mountpoint}")
-    from vmfs.core.mounting import serve
-
     if foreground:
+        from vmfs.core.mounting import serve
+
         return run_foreground(wanted, serve, MountLog(_log_place(log_file)))
     where = _log_place(log_file) or default_log_file(wanted.mountpoint)
-    pid = run_background(wanted, serve, MountLog(where))
+    pid, supervisor = _start(wanted, where, supervised=not no_supervisor)
     if as_json:
-        show_json({"mountpoint": wanted.mountpoint, "host": wanted.host, "pid": pid, "log": where})
+        show_json({
+            "mountpoint": wanted.mountpoint, "host": wanted.host, "pid": pid, "supervisor": supervisor, "log": where,
+        })  # fmt: skip
     else:
         click.echo(printable(f"mounted at {wanted.mountpoint} as host {wanted.host} (process {pid}, log {where})"))
     return 0
+
+
+def _start(wanted: MountOptions, where: str, *, supervised: bool) -> tuple[int, int | None]:
+    """(pid of the mount's process, the supervisor's)."""
+    if supervised:
+        return run_supervised(wanted, where)
+    from vmfs.core.mounting import serve
+
+    return run_background(wanted, serve, MountLog(where)), None
 
 
 def _mount_options(

@@ -45,6 +45,7 @@ class MembershipCallbacks:
     on_superblock_bytes(block): the superblock's 4 KiB as this heartbeat read them.
     on_fenced(): another host has taken this one for dead. Nothing may be submitted any more.
     on_lease_expired(): the lease has run out (runs in the lease thread). on_lease_resumed(): it goes on.
+    may_resume(): whether every write from before the lease ran out has come back: before, it is not taken up again.
     """
 
     on_request: Callable[[int, int, int, int], None] = lambda slot, kind, target, argument: None
@@ -52,6 +53,7 @@ class MembershipCallbacks:
     on_fenced: Callable[[], None] = lambda: None
     on_lease_expired: Callable[[], None] = lambda: None
     on_lease_resumed: Callable[[], None] = lambda: None
+    may_resume: Callable[[], bool] = lambda: True
 
 
 class Membership:
@@ -259,6 +261,11 @@ class Membership:
         """Whether another host has taken this one for dead."""
         return self._told_fenced
 
+    @property
+    def last_answered(self) -> float:
+        """When the last heartbeat that was answered was first sent (Clock.now() seconds)."""
+        return self._own().landed.first_submitted
+
     def lease_valid(self, now: float) -> bool:
         """Whether this host may submit at `now` (Clock.now() seconds)."""
         return now < self.lease_deadline
@@ -385,6 +392,8 @@ class Membership:
             self._troubled = False
             _log.info("%s: heartbeats are answered again", self.volume_name)
         if now >= self.lease_deadline:
+            if not self.callbacks.may_resume():
+                return
             self.watcher.restart()  # before the lease is valid again: counts made across a lapse prove nothing (R4)
         with self._mutex:
             if self._stopping.is_set() or self.doubt is not None:

@@ -131,6 +131,10 @@ class MountFacts:
     """All that keeps a dead host from writing, here and now, for people."""
     lease: str = ""
     """How the lease stands: valid for how long, lapsed since when, or fenced by whom; for people."""
+    supervisor: int = 0
+    """Pid of the process that starts another one when this one dies; 0: there is none."""
+    takeovers: int = 0
+    """How many processes have served this mount before this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +266,10 @@ class VolumeService(Protocol):
 
     def recover(self, slot: int, incarnation: int, *, declare_dead: bool, discard_journal: bool) -> RecoveryReport:
         """Recover the slot's host by an operator's order: one that he declares dead, or whose recovery has failed."""
+        ...
+
+    def restart(self) -> None:
+        """Have a new process take the mount over. OSError(EOPNOTSUPP) where that is not possible."""
         ...
 
     def request_unmount(self) -> None:

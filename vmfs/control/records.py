@@ -29,6 +29,8 @@ def to_json(value: object) -> Json:
         return str(value)
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise TypeError(f"a {type(value).__name__} does not cross the control socket")
@@ -52,6 +54,10 @@ def _decode(wanted: object, value: Json, where: str) -> object:
     if origin is types.UnionType or origin is typing.Union:
         present = [t for t in typing.get_args(wanted) if t is not type(None)]
         return None if value is None else _decode(present[0], value, where)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: not an object but {type(value).__name__}")
+        return {k: _decode(typing.get_args(wanted)[1], v, where) for k, v in value.items()}
     if origin is tuple:
         return _decode_tuple(typing.get_args(wanted), value, where)
     if wanted is UUID:

@@ -246,6 +246,9 @@ class ControlServer:
                 declared, discard = args.flag("declare_dead"), args.flag("discard_journal")
                 report = service.recover(slot, incarnation, declare_dead=declared, discard_journal=discard)
                 yield encode({"result": to_json(report)})
+            case "restart":
+                service.restart()
+                yield encode({"result": None})
             case "unmount":
                 service.request_unmount()
                 yield encode({"result": None})

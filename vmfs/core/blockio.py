@@ -9,6 +9,7 @@ import threading
 from errno import EBADE, ENOSPC
 from typing import Final
 
+from vmfs.core.flights import Flights
 from vmfs.devices.extents import ExtentSet
 from vmfs.errors import DeviceError, ReservationConflict
 
@@ -19,8 +20,9 @@ _OFFSET_MASK: Final = (1 << _EXTENT_SHIFT) - 1
 class BlockIO:
     """Reads and writes at volume addresses; does not look at the lease (its callers do, before and after)."""
 
-    def __init__(self, extents: ExtentSet) -> None:
+    def __init__(self, extents: ExtentSet, flights: Flights | None = None) -> None:
         self._extents = extents
+        self._under_way = (flights or Flights()).under_way
         # -1: the device has no descriptor (a fake), go through its methods.
         self._fds = [-1 if (fd := extents.device(i).fileno()) is None else fd for i in range(len(extents))]
         # A write past the end of a file that was cut short would make it long again, with zeros where data was.
@@ -46,14 +48,18 @@ class BlockIO:
         """Write `buf` (sector-aligned memory and length) to a sector-aligned address. Raises DeviceError."""
         extent = address >> _EXTENT_SHIFT
         fd, least = self._fds[extent], self._least_sizes[extent]
-        if fd < 0:
-            self._extents.write(address, buf)
-            return
-        gate = self._extents.gate
-        if gate is None:
-            self._write_to(fd, least, address, buf)
-        else:
-            gate.run(lambda: self._write_to(fd, least, address, buf), self._extents.device(extent).name)
+        thread = threading.get_ident()
+        self._under_way[thread] = None
+        try:
+            gate = self._extents.gate
+            if fd < 0:
+                self._extents.write(address, buf)
+            elif gate is None:
+                self._write_to(fd, least, address, buf)
+            else:
+                gate.run(lambda: self._write_to(fd, least, address, buf), self._extents.device(extent).name)
+        finally:
+            self._under_way.pop(thread, None)
 
     def _write_to(self, fd: int, least: int, address: int, buf: memoryview) -> None:
         offset = address & _OFFSET_MASK

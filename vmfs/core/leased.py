@@ -7,9 +7,10 @@ from typing import Final, Protocol
 
 from vmfs.clock import Clock
 from vmfs.cluster.membership import Membership
+from vmfs.core.flights import Flights
 from vmfs.devices.contract import ReadableBuffer
 from vmfs.devices.extents import ExtentSet
-from vmfs.errors import LeaseExpired
+from vmfs.errors import LeaseExpired, ReservationConflict
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 MERGE_MAX_BYTES = 1 << 20  # neighbouring metadata blocks go out in one write of at most this size
@@ -61,28 +62,40 @@ class PatientLease:
 class LeasedIO:
     """Reads, writes and flushes of the volume that are refused, or not acknowledged, without a lease."""
 
-    def __init__(self, extents: ExtentSet, lease: Lease) -> None:
+    def __init__(self, extents: ExtentSet, lease: Lease, flights: Flights | None = None) -> None:
         self._extents = extents
+        self._flights = flights or Flights()
         self._check: Callable[[], None] = lease.check
 
     def read(self, address: int, length: int) -> bytes:
-        """Read; the lease is checked when the bytes are here."""
+        """Read. The lease is looked at when the bytes are here, and before: without it the storage may not answer."""
+        self._check()
         data = self._extents.read(address, length)
         self._check()
         return data
 
     def write(self, address: int, data: ReadableBuffer) -> None:
         """Write; the lease is checked before, and again before success is reported."""
-        self._check()
-        self._extents.write(address, data)
-        self._check()
+        self._submit(lambda: self._extents.write(address, data))
 
     def flush(self) -> None:
         """Make durable what was written (also by the data plane, whose writes the ExtentSet does not count)."""
-        self._check()
         for index in range(len(self._extents)):
-            self._extents.device(index).flush()
-        self._check()
+            self._submit(lambda extent=index: self._extents.flush_extent(extent))  # type: ignore[misc]
+
+    def _submit(self, change: Callable[[], None]) -> None:
+        """Under the lease; what a LUN refused is submitted again once this host has proved not to be fenced (R3)."""
+        while True:
+            self._check()
+            try:
+                with self._flights:
+                    change()
+            except ReservationConflict:
+                # Where hosts are fenced by reservations the lease is suspended now: the check waits, or raises.
+                if self._extents.gate is None:
+                    raise
+            else:
+                return self._check()
 
     def write_blocks(self, blocks: Sequence[tuple[int, bytes]]) -> None:
         """Write metadata blocks given as (address, image), neighbours together."""

@@ -74,6 +74,7 @@ class FileSystem:
         self._plane = plane
         self._reaper = reaper
         self.negotiated: Negotiated | None = None
+        self._root_seen: AttrReply | None = None
 
     # -- translation -------------------------------------------------------------------------------
 
@@ -105,6 +106,8 @@ class FileSystem:
         self.negotiated = negotiated
 
     def destroy(self) -> None:
+        if not self._core.membership.lease_valid(self._core.clock.now()):
+            return  # nothing can be put in order; whoever holds a lock may hang in the storage
         for fh in list(self._files.handles):
             self._close(fh)
 
@@ -174,10 +177,18 @@ class FileSystem:
 
     def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> AttrReply:
         number = self._number(nodeid)
+        if number == self._root:
+            return self._root_attr()
         file = self._files.table.get(number)
         if file is not None and file.owned:
             self._attributes.set_times(file)
         return self._attr_reply(number)
+
+    def _root_attr(self) -> AttrReply:
+        """Of the root; out of memory while the storage does not answer, so that the mount can be asked what is wrong."""
+        if self._root_seen is None or self._core.membership.lease_valid(self._core.clock.now()):
+            self._root_seen = self._attr_reply(self._root)
+        return self._root_seen
 
     def setattr(self, ctx: Context, nodeid: int, fh: int | None, change: SetAttr) -> AttrReply:
         number = self._number(nodeid)

@@ -110,6 +110,7 @@ class Heir:
                 if left.unique:
                     self._legacy.opened[left.unique] = left.fh
             files.next_fh = self._table.next_fh
+        self._estate.note_takeover()
         self._estate.add_holder(self._core.membership.holder)
 
     # -- within the recovery of the dead slot ----------------------------------------------------------

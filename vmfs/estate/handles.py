@@ -11,7 +11,8 @@ from enum import IntEnum
 from errno import ENFILE
 from typing import Final
 
-from vmfs.estate.layout import HANDLE_WORDS, HANDLES_AT, HANDLES_MAX, WORD, Estate
+from vmfs.estate.layout import HANDLE_WORDS, HANDLES_AT, HANDLES_MAX, Estate
+from vmfs.estate.memory import WORD
 
 _STATE: Final = 4
 _NEXT_FH: Final = 7  # word of the estate's first page

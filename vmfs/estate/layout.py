@@ -11,6 +11,7 @@ Layout, in words of 8 bytes (little-endian):
       word  4  number of holders         word  5  how many requests were ever noted as done
       word  6  bytes of the session's record, JSON at byte 1,024
       word  7  a number above that of every file ever opened
+      word  8  how many processes have served
     byte     4,096  holders: (slot, incarnation), 64 at most
     byte     8,192  ring of 8,192 requests that are done (FUSE's "unique")
     byte   128 KiB  open files: records of 6 words, see `vmfs.estate.handles`
@@ -31,27 +32,23 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from vmfs.errors import VmfsError
+from vmfs.estate.memory import AREA_BYTES, AREAS_AT, MAGIC, SIZE_BYTES, VERSION, WORD, create_memory
 from vmfs.fuse.records import Negotiated
 from vmfs.ondisk.lock import Holder
 
-MAGIC: Final = int.from_bytes(b"AZESTATE", "little")
-VERSION: Final = 1
 HOLDERS_MAX: Final = 64  # more incarnations than a supervisor starts without one of them ever serving
 APPLIED_MAX: Final = 8192  # a request is answered at once when it is done: this many others do not come in between
 HANDLES_MAX: Final = 65536
 HANDLE_WORDS: Final = 6
-AREA_BYTES: Final = 16 << 20  # full, it forces a commit: 3,000 operations of a few blocks each
 AREA_HEADER_BYTES: Final = 4096
 
 _SERVING, _COMMITTED, _HOLDERS, _APPLIED, _SESSION_BYTES = 2, 3, 4, 5, 6
+_TAKEOVERS: Final = 8
 _SESSION_AT: Final = 1024
 _SESSION_MAX_BYTES: Final = 3072
 _HOLDERS_AT: Final = 4096
 _APPLIED_AT: Final = 8192
 HANDLES_AT: Final = 128 << 10
-AREAS_AT: Final = 4 << 20
-SIZE_BYTES: Final = AREAS_AT + 2 * AREA_BYTES
-WORD: Final = 8
 
 
 class EstateUnusable(VmfsError):
@@ -90,6 +87,15 @@ class Estate:
         self.memory[_SESSION_AT : _SESSION_AT + len(text)] = text
         self.words[_SESSION_BYTES] = len(text)
         self.words[_SERVING] = 1
+
+    @property
+    def takeovers(self) -> int:
+        """How many processes have taken this mount over."""
+        return self.words[_TAKEOVERS]
+
+    def note_takeover(self) -> None:
+        """This process takes it over."""
+        self.words[_TAKEOVERS] += 1
 
     def session(self) -> Negotiated | None:
         """What was agreed with the kernel; None when nobody has served yet. Raises EstateUnusable."""
@@ -157,11 +163,3 @@ class Estate:
         """The area of batch `number`."""
         start = AREAS_AT + number % 2 * AREA_BYTES
         return self.memory[start : start + AREA_BYTES]
-
-
-def create_memory() -> int:
-    """A memfd with an empty estate in it; close-on-exec."""
-    fd = os.memfd_create("azekura-estate", os.MFD_CLOEXEC)
-    os.truncate(fd, SIZE_BYTES)
-    os.pwrite(fd, MAGIC.to_bytes(WORD, "little") + VERSION.to_bytes(WORD, "little"), 0)
-    return fd

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vmfs.estate.layout import AREA_BYTES, AREA_HEADER_BYTES, Estate
+from vmfs.estate.layout import AREA_HEADER_BYTES, Estate
+from vmfs.estate.memory import AREA_BYTES
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import Image, Revoke
 from vmfs.ondisk.lock import Holder

@@ -19,6 +19,9 @@ With as many waiting the volume is in trouble anyway, and the rest queues."""
 IDLE_S = 10.0
 """Threads beyond the base end when for so long there was always one free."""
 
+LEFT_BEHIND_POLL_S = 0.1
+"""How often `close` looks whether those that it waits for are worth it."""
+
 
 class ControlPool:
     """Runs jobs on `base` threads, and on more as long as all are busy; `submit` never waits.
@@ -71,13 +74,13 @@ class ControlPool:
                     raise
             log.warning("no thread for a control job (%d run): it waits", number - 1)
 
-    def close(self) -> None:
-        """Run what is queued, end all threads, and wait for them."""
+    def close(self, left_behind: Callable[[], int] = lambda: 0) -> None:
+        """Run what is queued, end all threads, and wait for them; not for as many as are `left_behind`."""
         with self._lock:
             self._closed = True
             self._wake.notify_all()
-            while self._alive:
-                self._empty.wait()
+            while self._alive > left_behind():
+                self._empty.wait(LEFT_BEHIND_POLL_S)
 
     def _next(self) -> Job | None:
         with self._lock:

@@ -7,6 +7,10 @@ both are one contiguous piece and the payload is page-aligned either way (P = on
                           P-16  fuse_out_header | P  data of a READ       as the answer is written
 
 Nothing is built per request but the integers of one unpack, and the slices of sizes other than 4 KiB.
+
+A request that hangs in the storage may be answered by somebody else (`vmfs.fuse.underway`). The thread that finds so
+when its call returns goes on with another buffer, or ends when another thread has taken its place: a buffer that the
+storage may still write to is never used again.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import errno
 import logging
 import mmap
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from struct import Struct
 from typing import Protocol
 
@@ -32,6 +38,7 @@ from vmfs.fuse.protocol import (
     Opcode,
     opcode_name,
 )
+from vmfs.fuse.underway import UnderWay
 
 log = logging.getLogger("vmfs.fuse")
 
@@ -62,7 +69,9 @@ class DataBuffer:
     __slots__ = ("frame", "payload", "target")
 
     def __init__(self, max_bytes: int) -> None:
-        self.frame = memoryview(mmap.mmap(-1, PAGE_BYTES + max_bytes + BUFFER_SLACK_BYTES))
+        # Populated: a process that is killed while a page of its buffer is made costs the kernel's request its life.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        self.frame = memoryview(mmap.mmap(-1, PAGE_BYTES + max_bytes + BUFFER_SLACK_BYTES, flags))
         self.payload = self.frame[PAGE_BYTES:]
         self.target = [self.frame[REQUEST_AT:]]
 
@@ -88,13 +97,41 @@ def send(fd: int, reply: bytes | bytearray | memoryview) -> None:
             log.error("a reply of %d bytes was refused by the kernel: %s", len(reply), error)
 
 
-def serve(fd: int, plane: DataPlane, slow: SlowPath, max_bytes: int) -> None:
+@dataclass(slots=True)
+class Worker:
+    """One data thread."""
+
+    replace: Callable[[Worker], None]
+    """Called by whoever answers in this thread's place."""
+    replaced: bool = False
+    """Another thread has its place: it ends when it comes back."""
+
+    def give_up(self) -> None:
+        """Its request was answered by somebody else."""
+        self.replace(self)
+
+
+def serve(
+    fd: int, plane: DataPlane, slow: SlowPath, max_bytes: int, under_way: UnderWay, worker: Worker
+) -> None:
     """Serve requests until the mount ends. Raises nothing; an unexpected error of the device ends it,
     logged."""
-    buffer = DataBuffer(max_bytes)
+    while _serve(fd, plane, slow, DataBuffer(max_bytes), under_way, worker) and not worker.replaced:
+        pass
+
+
+def _serve(
+    fd: int, plane: DataPlane, slow: SlowPath, buffer: DataBuffer, under_way: UnderWay, worker: Worker
+) -> bool:
+    """Serve with one buffer. True when somebody else has answered: the buffer must not be used again."""
     frame, payload, target = buffer.frame, buffer.payload, buffer.target
+    max_bytes = len(payload) - BUFFER_SLACK_BYTES
     page_reply = frame[REPLY_AT : PAGE_BYTES + PAGE_BYTES]
     ack = bytearray(ACK_BYTES)
+    requests, give_up = under_way.requests, worker.give_up
+    take = requests.pop
+    ours = 0
+    """The last request that nobody else can answer any more."""
     # Names looked up once: attribute look-ups are a measurable part of a 4 KiB request.
     readv, device_write = os.readv, os.write
     unpack, pack_reply, pack_ack = DATA_REQUEST.unpack_from, OUT_HEADER.pack_into, ACK.pack_into
@@ -109,34 +146,45 @@ def serve(fd: int, plane: DataPlane, slow: SlowPath, max_bytes: int) -> None:
                 continue
             if error.errno not in ENDED:
                 log.error("reading requests failed: %s", error)
-            return
+            return False
         length, opcode, unique, fh, offset, size, how, flags = unpack(frame, REQUEST_AT)
         try:
             if opcode == op_read and got == READ_REQUEST_BYTES and size <= max_bytes:
+                requests[unique] = give_up
                 count = read(fh, payload, offset, size)
+                if take(unique, None) is None:
+                    return True
+                ours = unique
                 pack_reply(frame, page_out, OUT_HEADER_BYTES + count, 0, unique)
                 device_write(fd, page_reply if count == page else frame[page_out : page + count])
             elif opcode == op_write and length == got == DATA_HEADER_BYTES + size:
                 if flags & slow_flags:
+                    ours = unique
                     slow.slow_write(frame[REQUEST_AT : PAGE_BYTES + size])
                     continue
+                requests[unique] = give_up
                 if how & kill:
                     kill_suidgid(fh)
                 count = write(fh, payload, offset, size)
+                if take(unique, None) is None:
+                    return True
+                ours = unique
                 pack_ack(ack, 0, ACK_BYTES, 0, unique, count)
                 device_write(fd, ack)
             else:
+                ours = unique
                 slow.control(bytes(frame[REQUEST_AT : REQUEST_AT + got]))
         except WouldBlock:
+            if take(unique, None) is None:
+                return True
             if opcode == op_read:
                 slow.slow_read(unique, fh, offset, size)
             else:
                 slow.slow_write(frame[REQUEST_AT : PAGE_BYTES + size])
         except Exception as error:
-            _fail(fd, unique, opcode, error)
+            # Also where sending the answer raised: that fails the caller the same way.
+            number = errno_of(error, opcode_name(opcode))
+            if ours != unique and take(unique, None) is None:
+                return True
+            send(fd, error_reply(unique, number))
 
-
-def _fail(fd: int, unique: int, opcode: int, error: Exception) -> None:
-    """Answer a READ or WRITE that raised. (Where sending its answer raised, this fails the caller the same
-    way.)"""
-    send(fd, error_reply(unique, errno_of(error, opcode_name(opcode))))

@@ -20,6 +20,8 @@ What is asked for, each only when the kernel offers it:
 - INIT_EXT: flags above bit 31.
 - DIRECT_IO_ALLOW_MMAP: shared mappings of files opened with FOPEN_DIRECT_IO; asked for from 7.40 on, because
   Linux 6.6 to 6.8 (7.39) give up FOPEN_PARALLEL_DIRECT_WRITES for it.
+- HAS_RESEND: nothing is changed by it. The kernel says so that it can send requests again when the process that read
+  them has died (Linux 6.9), and only then another process takes the session over.
 
 What is never asked for, and why: WRITEBACK_CACHE (two hosts' caches are not coherent), POSIX_LOCKS and
 FLOCK_LOCKS (locks between hosts are the volume's; within the mount the kernel's own do), NO_OPEN_SUPPORT and
@@ -65,6 +67,7 @@ WANTED = (
     | InitFlag.SETXATTR_EXT
     | InitFlag.INIT_EXT
     | InitFlag.DIRECT_IO_ALLOW_MMAP
+    | InitFlag.HAS_RESEND
 )
 
 MINOR_WITH_SOUND_ALLOW_MMAP = 40
@@ -133,6 +136,7 @@ def agree(request: InitRequest, mask: int = 0) -> Negotiated:
         setxattr_ext=bool(flags & InitFlag.SETXATTR_EXT),
         init_ext=bool(flags & InitFlag.INIT_EXT),
         direct_io_allow_mmap=bool(flags & InitFlag.DIRECT_IO_ALLOW_MMAP),
+        resend=bool(flags & InitFlag.HAS_RESEND),
     )
 
 

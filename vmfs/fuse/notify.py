@@ -12,7 +12,7 @@ import os
 import threading
 
 from vmfs.fuse.layouts import NOTIFY_INVAL_ENTRY_OUT, NOTIFY_INVAL_INODE_OUT, OUT_HEADER
-from vmfs.fuse.protocol import NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE
+from vmfs.fuse.protocol import NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE, NOTIFY_RESEND
 
 _NOTHING_CACHED = (errno.ENOENT,)
 _GONE = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
@@ -43,6 +43,13 @@ class Notifier:
         """Forget a name in a directory (found or not found). Returns and raises as `inval_inode`."""
         head = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0)
         return self._send(NOTIFY_INVAL_ENTRY, head + name + b"\0")
+
+    def resend(self) -> None:
+        """Have the kernel send every request again that was read and not answered (Linux 6.9 and later).
+
+        Only when whoever read them is dead. Raises OSError: EINVAL from an older kernel.
+        """
+        self._send(NOTIFY_RESEND, b"")
 
     def close(self) -> None:
         """Wait for messages under way, refuse later ones. The descriptor may be closed afterwards."""

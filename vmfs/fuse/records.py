@@ -179,3 +179,4 @@ class Negotiated:
     setxattr_ext: bool
     init_ext: bool
     direct_io_allow_mmap: bool
+    resend: bool

@@ -1,6 +1,7 @@
 """What data threads hand on: control requests, and the reads and writes that must or may wait.
 
-A slow read or write gets a buffer of its own from a free list; the data thread goes on with the next request.
+A slow read or write gets a buffer of its own from a free list; the data thread goes on with the next request. A buffer
+whose request was answered by somebody else (`vmfs.fuse.underway`) is not used again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from vmfs.fuse.dataloop import ACK, ACK_BYTES, DATA_REQUEST, REPLY_AT, REQUEST_A
 from vmfs.fuse.dispatch import Dispatcher, errno_of, error_reply
 from vmfs.fuse.layouts import IN_HEADER, OUT_HEADER
 from vmfs.fuse.notify import Notifier
-from vmfs.fuse.protocol import OUT_HEADER_BYTES, PAGE_BYTES, WRITE_KILL_SUIDGID
+from vmfs.fuse.protocol import OUT_HEADER_BYTES, PAGE_BYTES, UNIQUE_RESEND, WRITE_KILL_SUIDGID, Opcode
+from vmfs.fuse.underway import UnderWay
 
 log = logging.getLogger("vmfs.fuse")
 
+SILENT = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
+"""Requests that get no answer."""
 SPARE_BUFFERS = 8
 """Buffers kept for reuse (1.1 MiB each, when touched); more are made and dropped as needed."""
 
@@ -37,7 +41,9 @@ class SlowLane:
         plane: DataPlane,
         notifier: Notifier,
         max_bytes: int,
+        under_way: UnderWay,
     ) -> None:
+        self._under_way = under_way
         self._fd = fd
         self._pool = pool
         self._dispatcher = dispatcher
@@ -49,16 +55,22 @@ class SlowLane:
 
     def control(self, request: bytes) -> None:
         """Queue any request but READ and WRITE."""
-        self._pool.submit(partial(self._answer, request))
+        _, opcode, unique, *_ = IN_HEADER.unpack_from(request) if len(request) >= IN_HEADER.size else (0, 0, 0)
+        if opcode not in SILENT:
+            self._under_way.requests[unique] = self._under_way.leave_behind
+        self._pool.submit(partial(self._answer, request, unique, opcode))
 
     def slow_read(self, unique: int, fh: int, offset: int, size: int) -> None:
         """Queue a READ that raised WouldBlock."""
+        self._under_way.requests[unique] = self._under_way.leave_behind
         self._pool.submit(partial(self._read, unique, fh, offset, size))
 
     def slow_write(self, request: memoryview) -> None:
         """Queue a WRITE that raised WouldBlock, appends, or is synchronous; `request` is copied here."""
         buffer = self._take()
         buffer.frame[REQUEST_AT : REQUEST_AT + len(request)] = request
+        _, _, unique, *_ = IN_HEADER.unpack_from(request)
+        self._under_way.requests[unique] = self._under_way.leave_behind
         self._pool.submit(partial(self._write, buffer))
 
     def _take(self) -> DataBuffer:
@@ -67,9 +79,16 @@ class SlowLane:
         except IndexError:
             return DataBuffer(self._max_bytes)
 
-    def _answer(self, request: bytes) -> None:
+    def _mine(self, unique: int) -> bool:
+        """Whether the answer is this thread's to give; it is by then."""
+        if self._under_way.requests.pop(unique, None) is not None:
+            return True
+        self._under_way.came_back()
+        return False
+
+    def _answer(self, request: bytes, unique: int, opcode: int) -> None:
         reply = self._dispatcher.handle(request)
-        if reply is not None:
+        if opcode not in SILENT and self._mine(unique) and reply is not None:
             send(self._fd, reply)
 
     def _read(self, unique: int, fh: int, offset: int, size: int) -> None:
@@ -77,10 +96,12 @@ class SlowLane:
         try:
             count = self._plane.read_slow(fh, buffer.payload, offset, size)
             OUT_HEADER.pack_into(buffer.frame, REPLY_AT, OUT_HEADER_BYTES + count, 0, unique)
-            send(self._fd, buffer.frame[REPLY_AT : PAGE_BYTES + count])
+            reply = buffer.frame[REPLY_AT : PAGE_BYTES + count]
         except Exception as error:
-            send(self._fd, error_reply(unique, errno_of(error, "READ")))
-        self._spare.append(buffer)
+            reply = memoryview(error_reply(unique, errno_of(error, "READ")))
+        if self._mine(unique):
+            send(self._fd, reply)
+            self._spare.append(buffer)
 
     def _write(self, buffer: DataBuffer) -> None:
         _, _, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(buffer.frame, REQUEST_AT)
@@ -90,17 +111,18 @@ class SlowLane:
             if how & WRITE_KILL_SUIDGID:
                 self._plane.kill_suidgid(fh)
             if flags & os.O_APPEND:
-                moved = self._plane.append(fh, buffer.payload, size) != offset
+                moved = self._plane.append(fh, buffer.payload, size, unique & ~UNIQUE_RESEND) != offset
                 count = size
             else:
                 count = self._plane.write_slow(fh, buffer.payload, offset, size)
             if flags & os.O_DSYNC:
                 self._operations.fsync(Context(uid, gid, pid), nodeid, fh, flags & os.O_SYNC != os.O_SYNC)
+            reply = ACK.pack(ACK_BYTES, 0, unique, count)
         except Exception as error:
-            send(self._fd, error_reply(unique, errno_of(error, "WRITE")))
-        else:
-            send(self._fd, ACK.pack(ACK_BYTES, 0, unique, count))
-        self._spare.append(buffer)
+            reply = error_reply(unique, errno_of(error, "WRITE"))
+        if self._mine(unique):
+            send(self._fd, reply)
+            self._spare.append(buffer)
         if moved:
             # The kernel has cached the bytes, and counted the size, at the place that it had computed.
             self._notifier.inval_inode(nodeid)
