@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.devices.conftest import DEVICE_BYTES, LoopMaker
+from tests.luns.lun import Lun
 from vmfs.devices import open_device
 from vmfs.devices.ram import RamDevice
 from vmfs.devices.signatures import identify
@@ -49,6 +50,18 @@ def test_by_their_own_tools(image: Path, attach_loop: LoopMaker, command: list[s
     subprocess.run([*command, str(image)], check=True, capture_output=True, timeout=30)
     assert _identify(image) == says
     assert _identify(attach_loop(image, "--direct-io=on")) == says
+
+
+def test_on_a_lun_without_a_descriptor(lun: Lun, tmp_path: Path) -> None:
+    assert _identify(lun.url) is None
+    made = tmp_path / "made.img"
+    with made.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-L", "photos", str(made)], check=True, capture_output=True, timeout=30)
+    device = open_device(lun.url)
+    device.write(0, made.read_bytes()[: 1 << 20])
+    device.close()
+    assert _identify(lun.url) == "ext4 file system named photos"
 
 
 @pytest.mark.parametrize(

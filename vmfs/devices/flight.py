@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from vmfs.devices.contract import Device
@@ -17,6 +17,18 @@ class BoundedFlight(Protocol):
     @property
     def flight_bound_s(self) -> float:
         """From submission to the last moment at which the write can land, the initiator having given up or not."""
+        ...
+
+
+@runtime_checkable
+class Resending(Protocol):
+    """A device that sends a write again by itself when its connection broke, perhaps long after its call began."""
+
+    def keep_to_lease(self, lease_seconds: float, may_write: Callable[[], None]) -> None:
+        """Give each sending up in the time that suits the lease, and call `may_write` before each sending of a write.
+
+        `may_write` raises unless the lease holds (rule R1); what it raises, the write raises. It takes no lock.
+        """
         ...
 
 

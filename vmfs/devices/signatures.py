@@ -9,9 +9,13 @@ may lie deeper than the version of blkid at hand looks. All numbers little-endia
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vmfs.devices.contract import Device
+from vmfs.devices.scsi.disk import ScsiDisk
 from vmfs.errors import CannotIdentify
 
 _OUR_MAGIC = b"AZKVMFS\0"
@@ -24,6 +28,7 @@ _VMWARE_VMFS_MAGICS = (0x2FABF15E.to_bytes(4, "little"), 0x2FABF15F.to_bytes(4, 
 # Without the volume header at 2 MiB; behind it (1 MiB) and its 16 MiB of reserved space at 19 MiB.
 _VMWARE_VMFS_AT = (2 << 20, 19 << 20)
 
+_COPIED_BYTES = 2 << 20  # the deepest that blkid looks, from either end, is half a MiB (ZFS); others look less deep
 _BLKID_NOTHING = 2
 _BLKID_AMBIVALENT = 8
 _BLKID_TIMEOUT_SECONDS = 60  # an array that fails over answers within 30
@@ -33,7 +38,8 @@ _log = logging.getLogger(__name__)
 def identify(device: Device) -> str | None:
     """A phrase for what the device holds ("ext4 file system"), or None when nothing known is there.
 
-    A device without a descriptor (memory, the fault device) is asked for VMFS volumes only. DeviceError when it
+    A LUN without a descriptor is copied as far as blkid looks; memory and the fault device are asked for VMFS volumes
+    only. DeviceError when it
     cannot be read, CannotIdentify when blkid cannot be run or fails.
     """
     last_copy_at = (device.size_bytes // _OUR_LAST_COPY_UNIT_BYTES - 1) * _OUR_LAST_COPY_UNIT_BYTES
@@ -44,7 +50,27 @@ def identify(device: Device) -> str | None:
     if any(_has(device, at, _VMWARE_VMFS_MAGICS) for at in _VMWARE_VMFS_AT):
         return "VMware VMFS volume"
     fd = device.fileno()
-    return None if fd is None else _ask_blkid(device.name, fd)
+    if fd is not None:
+        return _ask_blkid(device.name, fd)
+    if not isinstance(device, ScsiDisk):
+        return None
+    with _copied_ends(device) as copy:
+        return _ask_blkid(device.name, copy)
+
+
+@contextmanager
+def _copied_ends(device: Device) -> Iterator[int]:
+    """A descriptor of memory as large as the device, with its beginning and its end, and holes between."""
+    fd = os.memfd_create("signatures", os.MFD_CLOEXEC)
+    try:
+        size = device.size_bytes
+        os.ftruncate(fd, size)
+        part = min(_COPIED_BYTES, size)
+        for at in {0, size - part}:
+            os.pwrite(fd, device.read(at, part), at)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _has(device: Device, at: int, magics: tuple[bytes, ...]) -> bool:

@@ -26,13 +26,8 @@ class IscsiDevice(ScsiDisk):
 
     def __init__(self, pool: SessionPool, *, read_only: bool, sector_bytes: int | None) -> None:
         """Meets the LUN through an open pool, and takes the pool over when that succeeds."""
-        super().__init__(
-            pool,
-            meet(pool),
-            reservations=ScsiReservations(pool),
-            read_only=read_only,
-            sector_bytes=sector_bytes,
-        )
+        reservations = ScsiReservations(pool)
+        super().__init__(pool, meet(pool), reservations=reservations, read_only=read_only, sector_bytes=sector_bytes)
         self._pool = pool
 
     @classmethod
@@ -51,12 +46,20 @@ class IscsiDevice(ScsiDisk):
         """
         address = parse_address(spec)
         pool = SessionPool(address, load_credentials(address, credentials))
+        return cls._opened(pool, read_only, sector_bytes)
+
+    @classmethod
+    def _opened(cls, pool: SessionPool, read_only: bool, sector_bytes: int | None) -> IscsiDevice:
         try:
             pool.open()
             return cls(pool, read_only=read_only, sector_bytes=sector_bytes)
         except BaseException:
             pool.close()
             raise
+
+    def again(self) -> IscsiDevice:
+        """The same LUN by another nexus of this host. Raises as `open`."""
+        return self._opened(self._pool.again(), self.read_only, self.logical_block_bytes)
 
     @property
     def flight_bound_s(self) -> float:

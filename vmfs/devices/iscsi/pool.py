@@ -56,6 +56,8 @@ class SessionPool:
     def __init__(self, address: IscsiAddress, credentials: Credentials) -> None:
         """Nothing is sent yet."""
         self._name = str(address)
+        self._address = address
+        self._credentials = credentials
         lot = int.from_bytes(os.urandom(3), "big")  # a device that is opened again is other nexuses (rule R3)
         initiator = credentials.initiator or own_name(lot)
         self._sessions = [Session(address, initiator, credentials, (lot, index)) for index in range(1 + READERS)]
@@ -108,6 +110,10 @@ class SessionPool:
                 if (repeat is Repeat.NEVER and error.was_sent) or time.monotonic() > deadline:
                     reason = f"{error}; whether it was done is not known"
                     raise DeviceError(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason) from None
+
+    def again(self) -> SessionPool:
+        """Other nexuses to the same LUN. Nothing is sent yet."""
+        return SessionPool(self._address, self._credentials)
 
     def close(self) -> None:
         """Log out. Calls under way must have ended."""

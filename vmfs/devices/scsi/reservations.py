@@ -57,10 +57,17 @@ class ScsiReservations:
                 raise
 
     def preempt_and_abort(self, key: int) -> bool:
+        return self._take_away(ReserveOut.PREEMPT_AND_ABORT, "preempt and abort", key)
+
+    def preempt(self, key: int) -> bool:
+        """Take a key away, and let what its nexus has under way execute later. False: nobody has that key."""
+        return self._take_away(ReserveOut.PREEMPT, "preempt", key)
+
+    def _take_away(self, action: ReserveOut, operation: str, key: int) -> bool:
         if key not in self.keys():
             return False
         try:
-            self._out(ReserveOut.PREEMPT_AND_ABORT, "preempt and abort", reserve_list(self._key, key))
+            self._out(action, operation, reserve_list(self._key, key))
         except ReservationConflict:
             # So a target says also that the key went away meanwhile: another host has done it.
             keys = self.keys()
@@ -68,8 +75,7 @@ class ScsiReservations:
                 raise
             return False
         if key in self.keys():
-            reason = f"key {key:#x} is registered still"
-            raise DeviceError(self._transport.name, "preempt and abort", 0, 0, reason)
+            raise DeviceError(self._transport.name, operation, 0, 0, f"key {key:#x} is registered still")
         return True
 
     def clear(self) -> None:
