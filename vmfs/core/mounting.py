@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Final
 
@@ -20,7 +20,6 @@ from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
 from vmfs.cluster.membership import Membership, MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
-from vmfs.cluster.registers import DirectRegisters
 from vmfs.cluster.watchdog import Watchdog
 from vmfs.control.contract import MountOptions
 from vmfs.control.server import ControlServer
@@ -32,8 +31,8 @@ from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.directories import DirectoryWriter
 from vmfs.core.fencing import arm_watchdog, check_in_flight, fence_for, timers_of
 from vmfs.core.filemap import MapWriter
-from vmfs.core.flights import Flights
 from vmfs.core.fileops import FileOps
+from vmfs.core.flights import Flights
 from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
@@ -49,6 +48,7 @@ from vmfs.core.reaper import Reaper
 from vmfs.core.recovering import SlotLooker, SlotRecoverer
 from vmfs.core.rename import Renamer
 from vmfs.core.service import Service
+from vmfs.core.silence import Silence, StuckAnswerer
 from vmfs.core.slowwrite import SlowWriter
 from vmfs.core.space import Space
 from vmfs.core.state import Core
@@ -60,10 +60,12 @@ from vmfs.devices import Device, open_device
 from vmfs.errors import DamagedBlock, DeviceNotUsable, VmfsError
 from vmfs.estate.handles import HandleTable
 from vmfs.estate.layout import Estate
+from vmfs.estate.link import Link
 from vmfs.estate.shadow import Shadow
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
+from vmfs.lockmethod import prove, registers_of
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.inode import ADDRESS_SHIFT
@@ -98,8 +100,10 @@ class MountedVolume:
         self.legacy = Legacy(HandleTable(estate)) if estate is not None else Legacy()
         self._locks: LockManager | None = None
         sb, geometry = volume.superblock, volume.geometry
+        rng = rng or random.SystemRandom()
+        registers = registers_of(sb, volume.extents, clock, rng)
         region = SlotRegion(
-            DirectRegisters(volume.extents), sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
+            registers, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
         timers = timers_of(sb)
         check_in_flight(volume, timers, in_flight_s)
@@ -113,10 +117,11 @@ class MountedVolume:
         )  # fmt: skip
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
+            self._lock_proof = self._prove_locks(rng)
             self.membership.start()
             if claimed.in_place:
                 recovering.replay_in_place(volume, self.membership, clock)
-            self._build(volume, geometry, clock, rng or random.SystemRandom(), read_only)
+            self._build(volume, geometry, clock, rng, read_only)
             if claimed.in_place:
                 self.recoverer.settle_in_place(claimed.holder)
             self._journal.start()
@@ -127,13 +132,23 @@ class MountedVolume:
             self.membership.abandon()
             raise
 
+    def _prove_locks(self, rng: random.Random) -> str:
+        """Try the volume's lock method out; where it fails, the slot is given back. After the claim: LUNs that are
+        reserved take writes of registered hosts alone."""
+        try:
+            return prove(self.volume.superblock, self.volume.extents, rng)
+        except VmfsError:
+            with suppress(VmfsError):
+                self.membership.leave()
+            raise
+
     def _build(self, volume: Volume, geometry: Geometry, clock: Clock, rng: random.Random, read_only: bool) -> None:
         sb = volume.superblock
         membership = self.membership
         holder = membership.holder
-        io = LeasedIO(volume.extents, MemberLease(membership))
+        io = LeasedIO(volume.extents, MemberLease(membership), self._flights)
         self._patience = PatientLease(membership.check_lease, clock)
-        committing = LeasedIO(volume.extents, self._patience, self._flights)  # a commit that is cut off is the end of the mount
+        committing = LeasedIO(volume.extents, self._patience, self._flights)  # cut off, it would be the mount's end
         self._journal = journal = Journal(
             committing, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
@@ -153,9 +168,10 @@ class MountedVolume:
         )  # fmt: skip
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
-            data=BlockIO(volume.extents, self._flights), store=store, groups=groups, units=units, transactions=transactions,
+            data=BlockIO(volume.extents, self._flights), store=store, groups=groups, units=units,
+            transactions=transactions,
             maps=MapWriter(store, units), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
-            read_only=read_only,
+            read_only=read_only, lock_proof=self._lock_proof,
         )  # fmt: skip
         self._build_operations(core)
         self._locks = locks
@@ -305,15 +321,19 @@ class MountedVolume:
         self.membership.abandon()
 
 
-def serve(options: MountOptions, ready: Callable[[], None]) -> int:
+def serve(options: MountOptions, ready: Callable[[], None], link: Link | None = None) -> int:
     """Mount, call `ready`, serve until unmounted; 0, or 1 when the mount could not leave in order.
+
+    `link`: to the supervisor, which has another process take the mount over when this one dies. If it has brought a
+    session, this process takes that one over.
 
     Raises VmfsError before `ready` when it cannot be mounted; nothing is left mounted then.
     """
     for name in options.options:
         if name not in _KNOWN_OPTIONS:
             raise DeviceNotUsable(f"-o {name}", "is no mount option that this version knows")
-    kernel.check_target(options.mountpoint)
+    if link is None or link.fuse_fd is None:
+        kernel.check_target(options.mountpoint)
     with ExitStack() as stack:
         devices: list[Device] = []
         watchdog = None
@@ -327,37 +347,47 @@ def serve(options: MountOptions, ready: Callable[[], None]) -> int:
         volume = open_volume(devices)
         identity = HostIdentity.detect(options.host, options.boot_id)
         mounted = MountedVolume(
-            volume, identity, SystemClock(), read_only=options.read_only, in_flight_s=options.in_flight_s
-        )
+            volume, identity, SystemClock(), read_only=options.read_only, in_flight_s=options.in_flight_s,
+            estate=link.estate if link is not None else None,
+        )  # fmt: skip
         try:
-            return _serve(options, mounted, watchdog, ready)
+            return _serve(options, mounted, watchdog, ready, link)
         finally:
             log.info("volume %s: host %s has left", volume.superblock.label, options.host)
 
 
 def _serve(
-    options: MountOptions, mounted: MountedVolume, watchdog: Watchdog | None, ready: Callable[[], None]
-) -> int:
+    options: MountOptions, mounted: MountedVolume, watchdog: Watchdog | None, ready: Callable[[], None],
+    link: Link | None,
+) -> int:  # fmt: skip
     core = mounted.core
     service = Service(
         core, mounted.files, mounted.space, mounted.cloner, mounted.filesystem, options.mountpoint,
-        DeadHosts(core, mounted.recoverer),
+        DeadHosts(core, mounted.recoverer), link,
     )  # fmt: skip
+    answerer = StuckAnswerer(Silence(core.membership, core.clock), core.membership, core.clock)
     control = ControlServer(service)
     try:
         if watchdog is not None:
             arm_watchdog(watchdog, core, options.in_flight_s)
-        session = _start(options, mounted, control)
+        session = _start(options, mounted, control, link)
     except BaseException:
         control.close()
         mounted.leave()
         raise
+    answerer.start(session.fail_old)
+    if link is not None:
+        link.serving(resend=service.can_be_taken_over)
     ready()
     log.info("volume %s: mounted at %s as host %s", core.name, options.mountpoint, options.host)
     while not session.wait(1.0):  # in slices, so that signal handlers get their turn
         pass
+    if link is not None:
+        link.ended()
+    answerer.stop()
     control.close()
     try:
+        core.membership.check_lease()  # without one, whoever tries to put things in order may hang in the storage
         mounted.leave()
     except VmfsError as error:
         log.error("volume %s: the mount did not end in order: %s", core.name, error)
@@ -366,17 +396,27 @@ def _serve(
     return 0
 
 
-def _start(options: MountOptions, mounted: MountedVolume, control: ControlServer) -> Session:
+def _start(options: MountOptions, mounted: MountedVolume, control: ControlServer, link: Link | None) -> Session:
     extra = options.options
     flags = kernel.MountOptions(
         read_only=options.read_only, no_exec="noexec" in extra, no_suid="suid" not in extra, no_dev="dev" not in extra
     )
     control.start()
     mounted.attributes.control_path = control.path.encode()
+    if link is not None and link.fuse_fd is not None:
+        session = Session(
+            link.fuse_fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads,
+            agreed=link.estate.session(),
+        )  # fmt: skip
+        session.start()
+        return session
     fd = kernel.mount(options.mountpoint, mounted.core.name, flags)
+    if link is not None:
+        link.keep(fd)
     session = Session(
-        fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads, mask=options.init_mask
-    )
+        fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads, mask=options.init_mask,
+        on_agreed=(lambda agreed: None) if link is None else link.estate.publish_session,
+    )  # fmt: skip
     try:
         session.start()
     except BaseException:

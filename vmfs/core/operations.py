@@ -185,7 +185,7 @@ class FileSystem:
         return self._attr_reply(number)
 
     def _root_attr(self) -> AttrReply:
-        """Of the root; out of memory while the storage does not answer, so that the mount can be asked what is wrong."""
+        """Of the root: from memory while the storage does not answer, so that the mount can be asked what is wrong."""
         if self._root_seen is None or self._core.membership.lease_valid(self._core.clock.now()):
             self._root_seen = self._attr_reply(self._root)
         return self._root_seen

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from errno import EBUSY
+from errno import EBUSY, EOPNOTSUPP
 from typing import Final
 
 from vmfs.cluster.locktable import Tenure
@@ -30,6 +31,7 @@ from vmfs.core.operations import FileSystem
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.errors import DamagedBlock
+from vmfs.estate.link import Link
 from vmfs.facts import host_info, volume_facts
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.contract import Negotiated
@@ -39,6 +41,7 @@ from vmfs.ondisk.inode import inode_address
 from vmfs.ondisk.lock import Guards, Holder, LockMode, LockRecord, parse_lock
 from vmfs.ondisk.slot import SlotState
 
+RESTART_SECONDS: Final = 0.05  # for an answer to leave
 LOCK_RUN_MAX: Final = 64  # lock blocks in one read
 _GROUPS_LOOKED_AT_MAX: Final = 4096  # 16 MiB of lock blocks: a tenth of a second
 
@@ -48,7 +51,7 @@ class Service:
 
     def __init__(
         self, core: Core, files: OpenFiles, space: Space, cloner: Cloner, filesystem: FileSystem, mountpoint: str,
-        dead_hosts: DeadHosts,
+        dead_hosts: DeadHosts, link: Link | None = None,
     ) -> None:  # fmt: skip
         self._core = core
         self._files = files
@@ -57,6 +60,7 @@ class Service:
         self._filesystem = filesystem
         self._mountpoint = mountpoint
         self._dead_hosts = dead_hosts
+        self._link = link
         self._since_ns = core.clock.wall_ns()
 
     def info(self) -> VolumeInfo:
@@ -68,7 +72,7 @@ class Service:
         has_lease = core.membership.lease_valid(core.clock.now())
         free = self._space.free_blocks() if has_lease else self._space.free_blocks_seen()
         return VolumeInfo(
-            volume_facts(core.volume.superblock, devices),
+            volume_facts(core.volume.superblock, devices, core.lock_proof),
             self._mount_facts(),
             core.geometry.total_blocks() * core.block_bytes,
             free * core.block_bytes,
@@ -90,7 +94,29 @@ class Service:
             max(0.0, core.membership.lease_deadline - now), core.read_only, self._since_ns, _kernel_facts(agreed),
             fencing_in_use(core.volume, core.membership.fence, core.membership.identity, core.watchdogs),
             lease_text(core.membership, now),
+            self._link.supervisor if self._link is not None else 0,
+            self._link.estate.takeovers if self._link is not None else 0,
         )  # fmt: skip
+
+    @property
+    def can_be_taken_over(self) -> bool:
+        """Whether the kernel can send requests again that this process has read and not answered."""
+        agreed = self._filesystem.negotiated
+        return agreed is not None and agreed.resend
+
+    def restart(self) -> None:
+        """Give way to a new process. OSError(EOPNOTSUPP) when nobody would start one, or the kernel is too old."""
+        link = self._link
+        if link is None:
+            raise OSError(EOPNOTSUPP, "this mount has no supervisor: unmount it, and mount it again")
+        if not self.can_be_taken_over:
+            raise OSError(EOPNOTSUPP, "this needs Linux 6.9 or later: unmount it, and mount it again")
+        self._core.transactions.settle()  # so that little is left to be replayed
+        link.restart()
+        # As a crash ends it: whatever is under way is sent again. The answer to whoever asked goes out first.
+        ending = threading.Timer(RESTART_SECONDS, os._exit, (0,))
+        ending.daemon = True
+        ending.start()
 
     def hosts(self) -> Sequence[HostInfo]:
         """The slots in use, read afresh: the last heartbeat's look may be older than a host that has just mounted."""
@@ -216,7 +242,7 @@ def _kernel_facts(agreed: Negotiated) -> KernelFacts:
     names = (
         "async_read", "atomic_o_trunc", "export_support", "big_writes", "auto_inval_data", "readdirplus",
         "readdirplus_auto", "async_dio", "parallel_dirops", "max_pages", "killpriv_v2", "abort_error",
-        "setxattr_ext", "init_ext", "direct_io_allow_mmap",
+        "setxattr_ext", "init_ext", "direct_io_allow_mmap", "resend",
     )  # fmt: skip
     on = tuple(n for n in names if getattr(agreed, n))
     return KernelFacts(agreed.major, agreed.minor, agreed.max_write_bytes, on)
