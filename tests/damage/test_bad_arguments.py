@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.vmfs.datastore import Datastore, Mount, datastore_in, vmfsctl
+from vmfs.core.slowwrite import FILE_MAX_BYTES
 from vmfs.ondisk.inode import TAIL_MAX_BYTES
 
 LONGEST = "n" * 255
@@ -75,9 +76,9 @@ def test_limits_of_contents(mount: Mount) -> None:
     os.removexattr(file, "user.fits")
     with file.open("r+b") as opened:
         for action in (
-            lambda: os.ftruncate(opened.fileno(), (1 << 62) + 1),
-            lambda: os.pwrite(opened.fileno(), b"x", 1 << 62),
-            lambda: os.posix_fallocate(opened.fileno(), 1 << 62, 1),
+            lambda: os.ftruncate(opened.fileno(), FILE_MAX_BYTES + 1),
+            lambda: os.pwrite(opened.fileno(), b"x", FILE_MAX_BYTES),
+            lambda: os.posix_fallocate(opened.fileno(), FILE_MAX_BYTES, 1),
         ):
             assert errno_name(action) == "EFBIG"
     assert file.read_bytes() == b"content"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.vmfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
+from vmfs.core.slowwrite import FILE_MAX_BYTES
 from vmfs.ondisk.inode import TAIL_MAX_BYTES
 
 _LONGEST = "n" * 255
@@ -77,7 +78,7 @@ _REFUSED: list[tuple[str, int, Callable[[Path], object]]] = [
     ("list a file", errno.ENOTDIR, lambda d: os.listdir(d / "file")),
     ("truncate a directory", errno.EISDIR, lambda d: os.truncate(d / "dir", 0)),
     ("truncate below zero", errno.EINVAL, lambda d: os.truncate(d / "file", -1)),
-    ("truncate beyond all", errno.EFBIG, lambda d: os.truncate(d / "file", (1 << 62) + 1)),
+    ("truncate beyond all", errno.EFBIG, lambda d: os.truncate(d / "file", FILE_MAX_BYTES + 1)),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from vmfs.ondisk.inode import TAIL_MAX_BYTES, Inode
 
 _STAT_UNIT: Final = 512  # st_blocks counts these
 _XATTR_NAME_MAX_BYTES: Final = 255
+_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")  # system.* is access control lists: not kept
 _TIME_MIN_NS: Final = -(1 << 63)
 _TIME_MAX_NS: Final = (1 << 63) - 1
 _SETID: Final = stat.S_ISUID | stat.S_ISGID
@@ -168,5 +169,7 @@ class Attributes:
     def _check_xattr(name: bytes) -> None:
         if name == CONTROL_XATTR.encode():
             raise OSError(EPERM, "this attribute is the mount's own")
+        if not name.startswith(_XATTR_NAMESPACES):
+            raise OSError(EOPNOTSUPP, "attributes are user.*, trusted.* and security.* ones")
         if name == b"security.capability":
             raise OSError(EOPNOTSUPP, "file capabilities are not kept: a write would have to remove them")

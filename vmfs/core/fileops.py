@@ -15,7 +15,7 @@ from vmfs.core.namespace import touch_times
 from vmfs.core.objects import InodeObject
 from vmfs.core.openfile import OpenFile, OpenFiles
 from vmfs.core.reaper import Reaper
-from vmfs.core.slowwrite import FILE_MAX_BYTES, SlowWriter
+from vmfs.core.slowwrite import FILE_MAX_BYTES, FILE_TOO_LARGE, SlowWriter
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import OPERATION_MAX_BLOCKS, Operation
@@ -82,7 +82,7 @@ class FileOps:
     def truncate(self, number: int, size: int) -> None:
         """Set the file's size. OSError(EFBIG, EBUSY, ESTALE); NoSpace, DeviceError."""
         if size > FILE_MAX_BYTES:
-            raise OSError(EFBIG, "files end at 4 EiB")
+            raise OSError(EFBIG, FILE_TOO_LARGE)
         self._reaper.make_room()  # before the file's writers are held back: it may wait for one of its own removals
         with self.exclusive(number) as file:
             if size >= file.size:
@@ -196,7 +196,7 @@ class FileOps:
         """Give every hole of the range a block (it reads as zeros). OSError(EFBIG, EBUSY); NoSpace."""
         end = offset + length
         if end > FILE_MAX_BYTES:
-            raise OSError(EFBIG, "files end at 4 EiB")
+            raise OSError(EFBIG, FILE_TOO_LARGE)
         size = self._core.block_bytes
         with self.exclusive(number) as file:
             self._check_room(file, offset // size, -(-end // size))
@@ -281,7 +281,7 @@ class FileOps:
         """As `punch`, but every block of the range is allocated afterwards. OSError(EFBIG, EBUSY); NoSpace."""
         end = offset + length
         if end > FILE_MAX_BYTES:
-            raise OSError(EFBIG, "files end at 4 EiB")
+            raise OSError(EFBIG, FILE_TOO_LARGE)
         self._clear(number, offset, end, self._unwrite_blocks)
         self.allocate(number, offset, length, keep_size=keep_size)
 

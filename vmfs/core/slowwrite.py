@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from errno import EFBIG
 from typing import Final
 
+from vmfs.core.filemap import capacity
 from vmfs.core.groups import Run
 from vmfs.core.objects import InodeObject
 from vmfs.core.openfile import OpenFile, OpenFiles
@@ -23,10 +24,13 @@ from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.core.views import INHERITED
-from vmfs.ondisk.node import ADDRESS_MASK, STATE_MASK, UNWRITTEN, WRITTEN
+from vmfs.ondisk.node import ADDRESS_MASK, MAX_HEIGHT, STATE_MASK, UNWRITTEN, WRITTEN
+from vmfs.ondisk.superblock import MIN_BLOCK_BYTES
 
 RUN_BYTES: Final = 1 << 20  # a file that grows gets its blocks in runs of this size, so that they lie together
-FILE_MAX_BYTES: Final = 1 << 62  # what signed 64-bit offsets carry with room to spare
+FILE_MAX_BYTES: Final = capacity(MAX_HEIGHT) * MIN_BLOCK_BYTES
+"""The end of the largest map at the smallest block size, some 488 TiB; volumes with larger blocks keep to it too."""
+FILE_TOO_LARGE: Final = f"files end at {FILE_MAX_BYTES >> 40} TiB"
 
 
 class NeedRoom(Exception):
@@ -64,7 +68,7 @@ class SlowWriter:
     def write(self, file: OpenFile, data: memoryview, offset: int, *, may_wait: bool) -> None:
         """Write all of `data`. Raises NeedRoom (unless it `may_wait`), NoSpace, OSError(EFBIG), DeviceError."""
         if offset + len(data) > FILE_MAX_BYTES:
-            raise OSError(EFBIG, "files end at 4 EiB")
+            raise OSError(EFBIG, FILE_TOO_LARGE)
         while True:
             try:
                 if not self._write_beside_others(file, data, offset):
