@@ -9,7 +9,9 @@ device, a format that this version does not know), and nothing was changed.
 
 from __future__ import annotations
 
-from errno import EAGAIN, EBUSY, EDEADLK, EINVAL, EIO, ENAMETOOLONG, ENOSPC, EROFS, ESHUTDOWN, EUSERS
+from collections.abc import Sequence
+from errno import EAGAIN, EBUSY, EDEADLK, EINVAL, EIO, ENAMETOOLONG, ENODEV, ENOSPC, EROFS, ESHUTDOWN, EUSERS
+from uuid import UUID
 
 EXIT_FAILED = 1
 EXIT_NOT_TRIED = 2
@@ -67,6 +69,13 @@ class DeviceBusy(VmfsError):
     def __init__(self, device: str, by: str) -> None:
         super().__init__(f"{device} is in use by {by}; release it there first")
         self.device = device
+
+
+class NotSentAgain(DeviceError):
+    """A write whose connection broke, and whose host has no lease to send it again. Its fate is unknown.
+
+    Nothing is wrong with the write: where the lease comes back, it is written once more.
+    """
 
 
 class ReservationConflict(DeviceError):
@@ -177,6 +186,31 @@ class NotAVolume(VmfsError):
         super().__init__(f"{device} holds no Azekura VMFS volume: {found}")
         self.device = device
         self.found = found
+
+
+class VolumeNotFound(VmfsError):
+    """Not exactly one volume among this machine's devices is the one that was asked for."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = ENODEV
+
+    def __init__(self, wanted: str | None, found: Sequence[str]) -> None:
+        there = f"found: {', '.join(found)}" if found else "no volume was found"
+        what = f"{wanted} does not name one volume" if wanted else "no volume was named"
+        super().__init__(f"{what} ({there}); name one with --volume, or give its devices")
+
+
+class ExtentAmbiguous(VmfsError):
+    """An extent that a scan has seen on several devices: paths to one LUN, or a copy of it."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, volume: str, index: int, uuid: UUID, devices: Sequence[str]) -> None:
+        super().__init__(
+            f"extent {index} ({uuid}) of volume {volume} is on {' and on '.join(devices)}: give the one to be used as "
+            "DEVICE (a multipath map, where these are paths to one LUN), and never a copy of it"
+        )
 
 
 class UnsupportedFormat(VmfsError):

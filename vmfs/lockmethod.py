@@ -34,7 +34,7 @@ MEANINGS: Final[dict[int, str]] = {
     LockMethod.OFD_FILE: "a file stands in for the LUN: open-file-description locks on it hold between its openers",
     LockMethod.OFD_HOST: "a disk of this machine alone: open-file-description locks under /run hold on one machine",
     LockMethod.SCSI_CAW: "COMPARE AND WRITE: the LUN itself compares and writes in one step",
-    LockMethod.PAXOS: "Disk-Paxos: no compare-and-write was found at format, so each host votes in a sector of its own",
+    LockMethod.PAXOS: "Disk-Paxos, as format found no compare-and-write, or was told so: plain reads and writes alone",
 }
 
 
@@ -143,12 +143,12 @@ def is_padded_with_zeros(sb: Superblock, block: bytes) -> bool:
 
 
 def prove(sb: Superblock, extents: ExtentSet, rng: random.Random) -> str:
-    """Show that the volume's compare-and-write refuses a wrong image and takes the right one; says what was shown.
+    """Show that the volume's compare-and-write refuses a wrong image and takes the right one; returns what was shown.
 
     Raises LockMethodUnproved, DeviceError, DeviceGone.
     """
     if sb.lock_method == LockMethod.PAXOS:
-        return "Disk-Paxos: it needs nothing but reads and writes"
+        return ""  # it needs nothing but reads and writes, and the claim of a slot has made them
     device, offset = extents.locate(sb.probe_address)
     size = device.logical_block_bytes
     name = LockMethod(sb.lock_method).name

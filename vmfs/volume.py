@@ -92,6 +92,11 @@ def _read_copy(device: Device, offset: int) -> Copy:
         return Copy(offset, None, error.what, signed=block[: len(SIGNATURE)] == SIGNATURE)
 
 
+def newest_copy(device: Device) -> Superblock | None:
+    """The valid superblock copy of the highest generation on one device; None: there is none. Raises as read_copies."""
+    return max((c.superblock for c in read_copies(device) if c.superblock), key=lambda sb: sb.generation, default=None)
+
+
 def newest_superblock(device: Device) -> Superblock:
     """The valid superblock copy of the highest generation on one device.
 
@@ -140,7 +145,9 @@ def open_volume(devices: Sequence[Device], *, read_only: bool = False) -> Volume
     present: list[Device] = []
     for index, found in enumerate(placed):
         if found is None:
-            raise DeviceGone(f"extent {index} ({newest.extents[index].uuid}) of volume {newest.label}")
+            extent = newest.extents[index]
+            what = f"extent {index} ({extent.uuid}, {extent.size_bytes} bytes) of volume {newest.label}"
+            raise DeviceGone(what, "none of the given devices holds it; give it too, or have it found (mount --scan)")
         present.append(found)
     geometry = Geometry(newest)
     geometry.check_inode(newest.root_inode)

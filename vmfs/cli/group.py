@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "mount": ("vmfs.cli.mount:mount_command", "Mount a volume on this host."),
     "umount": ("vmfs.cli.umount:umount_command", "Unmount a volume from this host."),
     "restart": ("vmfs.cli.restart:restart_command", "Replace a mount's process, as after an upgrade."),
+    "scan": ("vmfs.cli.scan:scan_command", "Find volumes among this machine's devices."),
     "list": ("vmfs.cli.listing:list_command", "List the volumes that are mounted here."),
     "info": ("vmfs.cli.info:info_command", "Show what a volume is."),
     "hosts": ("vmfs.cli.hosts:hosts_command", "Show which hosts use a volume."),
