@@ -16,11 +16,13 @@ from vmfs.check.repair import Repaired, repair_volume
 from vmfs.check.run import check_volume
 from vmfs.check.scrub import scrub_volume
 from vmfs.cli.asking import confirm
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.failures import Reported
 from vmfs.cli.output import printable
 from vmfs.cli.progress import Bars
 from vmfs.cli.targets import mount_or_none
 from vmfs.client import Mount
+from vmfs.cluster.fencing import NoFence
 from vmfs.devices import Device, open_device
 from vmfs.errors import VmfsError
 from vmfs.facts import open_to_look
@@ -40,6 +42,7 @@ _WARNING = (
 @click.option("--discard-journal", is_flag=True, help="With --repair: give up journals that cannot be replayed.")
 @click.option("--yes", is_flag=True, help="With --remove-damaged and --discard-journal: do not ask.")
 @click.option("--progress", is_flag=True, help="Say what is being looked at, also where that is no terminal.")
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check_command(
     targets: tuple[str, ...], repair: bool, dry_run: bool, remove_damaged: bool, discard_journal: bool, yes: bool,
@@ -106,8 +109,9 @@ def _repair(
 ) -> Repaired:
     with _opened(targets, dry_run) as volume:
         return repair_volume(
-            volume, bars.step, waiting=_say, remove_damaged=remove_damaged, discard_journals=discard_journals
-        )
+            volume, bars.step, waiting=_say, remove_damaged=remove_damaged, discard_journals=discard_journals,
+            fence=NoFence() if dry_run else None,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import click
 
 from thin.size import parse_size
 from vmfs.cli.asking import confirm
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.formatfencing import WantedFencing
 from vmfs.cli.output import show_fields, show_json, show_table, size_text
 from vmfs.cli.progress import Bars
@@ -23,7 +24,7 @@ _US_PER_S = 1_000_000
 _OFD = (LockMethod.OFD_FILE, LockMethod.OFD_HOST)
 
 
-@click.command("format", short_help="Make a new volume on one device or several.")
+@click.command("format", short_help="Make a new volume on a device.")
 @click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
 @click.option("--name", "label", required=True, help="The volume's name, for people: 1 to 63 bytes.")
 @click.option("--block-size", default="64K", show_default=True, metavar="SIZE", help="64K, 256K or 1M.")
@@ -62,6 +63,7 @@ _OFD = (LockMethod.OFD_FILE, LockMethod.OFD_HOST)
 @click.option("--dry-run", is_flag=True, help="Make all checks, show what would be written, change nothing.")
 @click.option("--force", is_flag=True, help="Destroy what the device holds.")
 @click.option("--yes", is_flag=True, help="Do not ask before something is destroyed.")
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def format_command(
     devices: tuple[str, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.output import NOTHING, seconds_text, show_json, show_table
 from vmfs.cli.targets import mount_or_none
 from vmfs.control.contract import HostInfo
@@ -12,6 +13,7 @@ from vmfs.control.contract import HostInfo
 @click.command("hosts", short_help="Show which hosts use a volume.")
 @click.argument("targets", metavar="MOUNT|DEVICE...", nargs=-1, required=True)
 @click.option("--all", "show_free", is_flag=True, help="Show the free slots too.")
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def hosts_command(targets: tuple[str, ...], show_free: bool, as_json: bool) -> None:
     """Show the hosts that have a volume mounted: its mount point MOUNT, or all its devices DEVICE....

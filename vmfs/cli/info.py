@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.output import seconds_text, show_fields, show_json, size_text, time_text
 from vmfs.cli.targets import mount_or_none
 from vmfs.control.contract import MountFacts, Timers, VolumeFacts
@@ -11,6 +12,7 @@ from vmfs.control.contract import MountFacts, Timers, VolumeFacts
 
 @click.command("info", short_help="Show what a volume is.")
 @click.argument("targets", metavar="MOUNT|DEVICE...", nargs=-1, required=True)
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def info_command(targets: tuple[str, ...], as_json: bool) -> None:
     """Show what a volume is: its mount point MOUNT, or all its devices DEVICE..., mounted or not.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import click
 
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.names import find_paths
 from vmfs.cli.output import NOTHING, show_json, show_table
 from vmfs.cli.targets import file_mount_or_none
@@ -15,6 +16,7 @@ from vmfs.control.contract import LockInfo
 
 @click.command("locks", short_help="Show which host holds which lock.")
 @click.argument("targets", metavar="MOUNT|FILE|DEVICE...", nargs=-1, required=True)
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def locks_command(targets: tuple[str, ...], as_json: bool) -> None:
     """Show locks: of MOUNT those that this host holds, of FILE in a mount that file's, whichever host holds it.

@@ -46,6 +46,8 @@ class MountOptions:
     """How long a write of this host may stay on its way to the storage (F of A1); None: what the devices say."""
     watchdog: str | None = None
     """A watchdog device that resets this machine when the lease is gone."""
+    credentials: str | None = None
+    """The file with iSCSI's secrets; None: the default one, if it is there."""
     data_threads: int = DATA_THREADS
     """Threads that read and write files' data."""
     log_level: int = logging.INFO

@@ -18,7 +18,7 @@ from vmfs.core.silence import Silence
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
 from vmfs.core.succession import Legacy, lost
-from vmfs.errors import DamagedBlock, LeaseExpired, ReservationConflict, VmfsError
+from vmfs.errors import DamagedBlock, LeaseExpired, NotSentAgain, ReservationConflict, VmfsError
 from vmfs.fuse.contract import WouldBlock
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
 
@@ -27,6 +27,8 @@ log = logging.getLogger("vmfs.core")
 _OWN_WRITTEN: Final = 7  # state and INHERITED bits: see vmfs.core.views
 _ZEROS: Final = bytes(1 << 20)
 _LEASE_POLL_SECONDS: Final = 0.02
+# What was refused, or may have been done in part, for want of a lease: with one it is done again, whole.
+_MADE_AGAIN: Final = (LeaseExpired, NotSentAgain, ReservationConflict)
 _STALE_RETRIES: Final = 8  # a reader whose map keeps growing too old under it (a LUN slower than that is broken)
 
 
@@ -104,7 +106,7 @@ class DataPlane:
             try:
                 self._membership.check_lease()  # before too: the storage may not answer
                 return action()
-            except (LeaseExpired, ReservationConflict):
+            except _MADE_AGAIN:
                 self._core.transactions.check()
                 self._silence.check()
             self._core.clock.sleep(_LEASE_POLL_SECONDS)
@@ -195,7 +197,7 @@ class DataPlane:
             if self._write_in_place(file, buf, offset, size):
                 return size
             self._slow.write(file, buf[:size], offset, may_wait=False)
-        except (NeedRoom, LeaseExpired, ReservationConflict):  # a refused write was not made, and may be made again
+        except (NeedRoom, *_MADE_AGAIN):
             raise WouldBlock from None
         except VmfsError as error:
             raise self._failed_write(file, offset, error) from error

@@ -10,7 +10,7 @@ from vmfs.cluster.membership import Membership
 from vmfs.core.flights import Flights
 from vmfs.devices.contract import ReadableBuffer
 from vmfs.devices.extents import ExtentSet
-from vmfs.errors import LeaseExpired, ReservationConflict
+from vmfs.errors import LeaseExpired, NotSentAgain, ReservationConflict
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 
 MERGE_MAX_BYTES = 1 << 20  # neighbouring metadata blocks go out in one write of at most this size
@@ -90,6 +90,8 @@ class LeasedIO:
             try:
                 with self._flights:
                     change()
+            except NotSentAgain:
+                continue  # the check waits for the lease, or raises
             except ReservationConflict:
                 # Where hosts are fenced by reservations the lease is suspended now: the check waits, or raises.
                 if self._extents.gate is None:

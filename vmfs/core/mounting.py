@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import count
+from pathlib import Path
 from typing import Final
 
 from vmfs.clock import Clock, SystemClock
@@ -29,7 +30,7 @@ from vmfs.core.blockio import BlockIO
 from vmfs.core.dataplane import DataPlane
 from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.directories import DirectoryWriter
-from vmfs.core.fencing import arm_watchdog, check_in_flight, fence_for, timers_of
+from vmfs.core.fencing import arm_watchdog, check_in_flight, fence_for, timers_of, volume_devices
 from vmfs.core.filemap import MapWriter
 from vmfs.core.fileops import FileOps
 from vmfs.core.flights import Flights
@@ -57,6 +58,8 @@ from vmfs.core.succession import Heir, Legacy
 from vmfs.core.transactions import Transactions
 from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
+from vmfs.devices.flight import Resending
+from vmfs.devices.iscsi.credentials import choose_file
 from vmfs.errors import DamagedBlock, DeviceNotUsable, VmfsError
 from vmfs.estate.handles import HandleTable
 from vmfs.estate.layout import Estate
@@ -115,6 +118,9 @@ class MountedVolume:
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
             callbacks=callbacks, rng=rng, fence=fence_for(volume, clock),
         )  # fmt: skip
+        for device in volume_devices(volume):
+            if isinstance(device, Resending):
+                device.keep_to_lease(timers.lease_us / 1e6, self.membership.check_lease)
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
             self._lock_proof = self._prove_locks(rng)
@@ -340,6 +346,7 @@ def serve(options: MountOptions, ready: Callable[[], None], link: Link | None = 
         if options.watchdog is not None:
             watchdog = Watchdog(options.watchdog, options.mountpoint, SystemClock())
             stack.callback(watchdog.disarm)  # last of all: when no device is open any more
+        choose_file(None if options.credentials is None else Path(options.credentials))
         for spec in options.devices:
             device = open_device(spec)
             stack.callback(device.close)

@@ -25,9 +25,10 @@ class Resending(Protocol):
     """A device that sends a write again by itself when its connection broke, perhaps long after its call began."""
 
     def keep_to_lease(self, lease_seconds: float, may_write: Callable[[], None]) -> None:
-        """Give each sending up in the time that suits the lease, and call `may_write` before each sending of a write.
+        """Give each sending up in the time that suits the lease; send a write again only if `may_write` allows it.
 
-        `may_write` raises unless the lease holds (rule R1); what it raises, the write raises. It takes no lock.
+        `may_write` raises VmfsError unless the lease holds (rule R1); the write then raises NotSentAgain. It takes no
+        lock.
         """
         ...
 

@@ -41,16 +41,30 @@ class Credentials:
     initiator: str | None = None
 
 
-def load_credentials(address: IscsiAddress, file: Path | None = None) -> Credentials:
-    """What the file (DEFAULT_FILE if there is one) has for this target; empty when it has nothing.
+_chosen: Path | None = None
 
-    Raises CredentialsRefused: `file` is not there, is not root's alone, or is not as above.
+
+def choose_file(file: Path | None) -> None:
+    """Have this process look into `file`, not into DEFAULT_FILE, wherever no other one is given. None: as before."""
+    global _chosen
+    _chosen = file
+
+
+def chosen_file() -> Path | None:
+    """The file that was chosen for this process."""
+    return _chosen
+
+
+def load_credentials(address: IscsiAddress, file: Path | None = None) -> Credentials:
+    """What `file` has for this target, else the chosen file, else DEFAULT_FILE if there is one; empty: nothing.
+
+    Raises CredentialsRefused: the file is not there, is not root's alone, or is not as above.
     """
-    path = file or DEFAULT_FILE
+    path = file or _chosen or DEFAULT_FILE
     try:
         text = _read_guarded(path)
     except FileNotFoundError:
-        if file is None:
+        if file is None and _chosen is None:
             return Credentials()
         raise CredentialsRefused(str(path), "it is not there") from None
     except OSError as error:

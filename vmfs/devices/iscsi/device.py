@@ -72,11 +72,7 @@ class IscsiDevice(ScsiDisk):
         return self._pool.flight_bound_s
 
     def keep_to_lease(self, lease_seconds: float, may_write: Callable[[], None]) -> None:
-        """Give up each sending in the time that suits the lease, and call `may_write` before each sending of a write.
-
-        `may_write` raises unless the lease holds (rule R1): the device sends a write again after a broken connection,
-        when the caller's own look at the lease is long past. What it raises, the write raises.
-        """
+        """As `flight.Resending` has it."""
         share = lease_seconds * _ATTEMPT_SHARE_OF_LEASE
         self._pool.attempt_seconds = min(ATTEMPT_SECONDS, max(ATTEMPT_LEAST_SECONDS, share))
         self._pool.may_write = may_write

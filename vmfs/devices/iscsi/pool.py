@@ -9,7 +9,8 @@ What becomes of a command whose connection broke:
 
 - It may have been executed, or may be still (`Repeat` says whether it may be sent again). A compare-and-write never is:
   its caller gets DeviceError and looks what is there. The others are sent again, on a new connection of the same nexus,
-  until CALL_SECONDS are over; a write only while `may_write` allows it, so that each sending has a valid lease.
+  until CALL_SECONDS are over; a write only while `may_write` allows it, so that each sending has a valid lease. (One
+  that is sent within PROMPT_SECONDS is covered by what its caller has seen of the lease; heartbeats have none.)
 - A sending is given up after `attempt_seconds`, and the connection with it, by a reset: what this host had not sent is
   gone. What it had sent is in the target, or in the network for NETWORK_SECONDS at most. So no write lands later than
   `flight_bound_s` after its sending (F of rule A1); and none at all after the same nexus has logged in again.
@@ -30,12 +31,13 @@ from vmfs.devices.iscsi.credentials import Credentials
 from vmfs.devices.iscsi.session import ConnectionLost, Session
 from vmfs.devices.scsi import commands
 from vmfs.devices.scsi.transport import Answer, Repeat
-from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable
+from vmfs.errors import DeviceError, DeviceGone, DeviceNotUsable, NotSentAgain, VmfsError
 
 READERS: Final = 2  # beside the writer: bulk reads do not queue behind bulk writes; more win nothing on two cores
 ATTEMPT_SECONDS: Final = 3.0  # a heartbeat of the default lease may take 5.5 s (A4): this and one more try
 ATTEMPT_LEAST_SECONDS: Final = 0.5  # of a lease of a second; disks that spin take as long now and then
 NETWORK_SECONDS: Final = 1.0  # what switches and routers keep a packet for at most: their queues hold milliseconds
+PROMPT_SECONDS: Final = 0.05  # P of rule A1: from a caller's look at the lease to the sending
 CALL_SECONDS: Final = 30.0  # one call, with all its repetitions: longer than an array's failover
 LOGIN_SECONDS: Final = 10.0  # of the first login, which also looks the portal's name up
 RECONNECT_PAUSE_SECONDS: Final = 0.05
@@ -94,22 +96,32 @@ class SessionPool:
         data_in: memoryview | None = None,
         repeat: Repeat = Repeat.FREELY,
     ) -> Answer:
-        """As the contract; also raises what `may_write` raises."""
+        """As the contract; NotSentAgain for a write that `may_write` did not allow again."""
+        began = time.monotonic()
         # A compare-and-write whose caller has looked at the lease must not be sent much later than that.
-        deadline = time.monotonic() + (self.attempt_seconds if repeat is Repeat.NEVER else CALL_SECONDS)
+        deadline = began + (self.attempt_seconds if repeat is Repeat.NEVER else CALL_SECONDS)
         session = self._reader() if cdb[0] in _READS else self._writer
+        why = "the connection was away"
+
+        def look_again() -> None:
+            if self.may_write is not None and time.monotonic() - began > PROMPT_SECONDS:
+                try:
+                    self.may_write()
+                except VmfsError as error:
+                    raise self._failed(NotSentAgain, cdb, f"{why}, and {error}") from error
+
+        before = look_again if repeat is Repeat.WITH_LEASE else None
         while True:
             self._connected(session, deadline)
-            before = self.may_write if repeat is Repeat.WITH_LEASE else None
             try:
                 return session.execute(cdb, data_out, data_in, self.attempt_seconds, before)
             except ConnectionLost as error:
                 if self._closed.is_set():
                     raise DeviceGone(f"device {self._name}", "it was closed") from None
                 self._note_broken(session, error)
+                why = str(error)
                 if (repeat is Repeat.NEVER and error.was_sent) or time.monotonic() > deadline:
-                    reason = f"{error}; whether it was done is not known"
-                    raise DeviceError(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason) from None
+                    raise self._failed(DeviceError, cdb, f"{why}; whether it was done is not known") from None
 
     def again(self) -> SessionPool:
         """Other nexuses to the same LUN. Nothing is sent yet."""
@@ -127,6 +139,9 @@ class SessionPool:
         """Drop every connection, as a network would: calls under way meet what they meet then."""
         for session in self._sessions:
             session.drop("dropped on request")
+
+    def _failed(self, kind: type[DeviceError], cdb: bytes, reason: str) -> DeviceError:
+        return kind(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason)
 
     def _reader(self) -> Session:
         """The reader with the least to do; the first one while it is idle, so that the others stay logged out."""
