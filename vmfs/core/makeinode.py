@@ -11,7 +11,6 @@ from vmfs.core.space import Space
 from vmfs.core.state import LOCK_WAIT_SECONDS, Core
 from vmfs.core.transactions import Operation
 from vmfs.core.units import InodePlace
-from vmfs.errors import NoSpace
 from vmfs.ondisk.inode import ADDRESS_SHIFT, Inode
 from vmfs.ondisk.lock import Guards, LockMode
 
@@ -38,12 +37,9 @@ class InodeMaker:
     def place(self) -> Iterator[NewPlace]:
         """A place for a new inode, its lock held while inside. Raises NoSpace, LockedByOther, DeviceError."""
         core = self._core
-        while True:
-            with core.transactions.mutex:
-                place = core.units.promise_inode()
-            if place is not None:
-                break
-            self._space.run(self._add_chunk)
+        with core.transactions.mutex:
+            found = core.units.promise_inode()
+        place = found or self._space.inode_place()
         try:
             lock = core.units.inode_lock_address(place)
             if place.fresh:
@@ -68,10 +64,6 @@ class InodeMaker:
         finally:
             with core.transactions.mutex:
                 core.units.take_back_inode(place)
-
-    def _add_chunk(self, op: Operation) -> None:
-        if not self._core.units.add_chunk(op):
-            raise NoSpace(f"volume {self._core.name}", "a metadata chunk")
 
     def make(self, op: Operation, new: NewPlace, mode: int, uid: int, gid: int) -> InodeObject:
         """Claim the place and put an empty inode there: one link, all times now."""

@@ -1,8 +1,9 @@
 """Room for an operation: which resource groups this host takes, and what it does when the volume runs full.
 
 `ensure` takes more groups until what is wanted is there: free groups first, then groups that other hosts keep (they are
-asked through the heartbeat slots, and let go within a heartbeat or two), and last it waits until lately freed blocks
-are out of quarantine. Only then is the volume full. It waits, so it is called without the control mutex.
+asked through the heartbeat slots, and let go within a heartbeat or two). Then it waits until lately freed blocks are
+out of quarantine, and for space that is on its way back (`vmfs.core.returning`). Only then is the volume full. It
+waits, so it is called without the control mutex.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 from vmfs.core.groups import HeldGroup
+from vmfs.core.returning import Returning
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
+from vmfs.core.units import InodePlace
 from vmfs.errors import DamagedBlock, DeviceError, LockedByOther, NoSpace
 from vmfs.geometry import Geometry
+from vmfs.ondisk.group import free_counts
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
 
@@ -25,11 +29,10 @@ log = logging.getLogger("vmfs.core")
 
 UNITS_PER_OPERATION: Final = 8  # no operation needs more units than: two inodes, a map path, two directory blocks
 _READ_BYTES: Final = 1 << 20
-_FREE_COUNT_AT: Final = 68  # of a group block: free blocks u32, see vmfs.ondisk.group
 _ASK_SECONDS_MIN: Final = 0.2
 _COUNTS_SECONDS: Final = 0.5  # for which other hosts' free counts are believed
 _COUNTING_SHARE: Final = 0.05  # of the time may go into reading them: a very large volume is counted less often
-_COUNTS_GOOD_SECONDS: Final = 1.0  # a file written at full speed wants a group more often than counts are worth reading
+_POLL_SECONDS: Final = 0.05  # of a full volume, for space that comes back
 
 T = TypeVar("T")
 
@@ -40,47 +43,52 @@ class Space:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._taking = threading.Lock()
-        self._free_seen: list[int] | None = None
+        self._free_seen: list[int] = []
+        self._units_seen: list[int] = []
         self._damaged: set[int] = set()
-        self._counts_expire = 0.0
-        self._seen_at = -1e18
+        self._counts_expire = -1e18
+        self._counting_s = 0.0
+        self._returning = Returning(core)
         slots = core.volume.superblock.max_hosts
         self._start = core.membership.holder.slot * core.geometry.group_count // slots
 
     # -- counting ----------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Read every group's free count from the disk (a hint: others change theirs meanwhile)."""
-        counts: list[int] = []
+        """Read every group's free counts from the disk (a hint: others change theirs meanwhile)."""
+        blocks: list[int] = []
+        units: list[int] = []
         most = self._core.volume.superblock.blocks_per_group
         started = self._core.clock.now()
         for address, count in group_block_runs(self._core.geometry):
             for at in range(0, count, _READ_BYTES // METADATA_BLOCK_BYTES):
                 here = min(count - at, _READ_BYTES // METADATA_BLOCK_BYTES)
                 data = self._core.io.read(address + at * METADATA_BLOCK_BYTES, here * METADATA_BLOCK_BYTES)
-                counts.extend(
-                    # A block that is damaged, or torn just now, says anything.
-                    min(int.from_bytes(data[i + _FREE_COUNT_AT : i + _FREE_COUNT_AT + 4], "little"), most)
-                    for i in range(0, len(data), METADATA_BLOCK_BYTES)
-                )
-        self._free_seen = counts
-        self._seen_at = started
+                for i in range(0, len(data), METADATA_BLOCK_BYTES):
+                    free, free_units = free_counts(data, i)
+                    blocks.append(min(free, most))  # a block that is damaged, or torn just now, says anything
+                    units.append(free_units)
+        self._free_seen, self._units_seen = blocks, units
         now = self._core.clock.now()
-        self._counts_expire = now + max(_COUNTS_SECONDS, (now - started) / _COUNTING_SHARE)
+        self._counting_s = now - started
+        self._counts_expire = now + max(_COUNTS_SECONDS, self._counting_s / _COUNTING_SHARE)
 
     def free_blocks(self) -> int:
         """Free blocks of the volume: exact for the groups held here, as lately read for the others."""
-        if self._free_seen is None or self._core.clock.now() >= self._counts_expire:
-            self.refresh()
-        assert self._free_seen is not None
+        self._refresh_old()
+        seen = self._free_seen
         with self._core.transactions.mutex:
             for index, held in self._core.groups.held.items():
-                self._free_seen[index] = held.obj.group.free_blocks
-        return sum(self._free_seen)
+                seen[index] = held.obj.group.free_blocks
+        return sum(seen)
 
     def free_blocks_seen(self) -> int:
         """Free blocks as they were last counted, without a word to the storage: for when it does not answer."""
-        return sum(self._free_seen or ())
+        return sum(self._free_seen)
+
+    def _refresh_old(self) -> None:
+        if self._core.clock.now() >= self._counts_expire:
+            self.refresh()
 
     # -- taking groups -----------------------------------------------------------------------------
 
@@ -103,47 +111,86 @@ class Space:
 
     def ensure(self, blocks: int) -> None:
         """Return when `blocks` blocks can be promised. Raises NoSpace when the volume has not got them."""
+        groups = self._core.groups
+        wanted = f"{blocks * self._core.block_bytes >> 10} KiB"
+        self._ensure(lambda: groups.allocatable_blocks() >= blocks, lambda i: self._free_seen[i] > 0, wanted)
+
+    def ensure_units(self, units: int) -> None:
+        """Return when `units` metadata units can be allocated. Raises NoSpace when the volume has not got them."""
+        core = self._core
+        self._ensure(lambda: core.units.has_units(units), self._has_units, "metadata")
+
+    def inode_place(self) -> InodePlace:
+        """Promise a place for an inode. Raises NoSpace when the volume has none, nor a block to make some."""
+        core = self._core
+        found: list[InodePlace] = []
+
+        def enough() -> bool:
+            place = core.units.promise_inode()
+            if place is not None:
+                found.append(place)
+            return place is not None or core.groups.allocatable_blocks() > 0
+
+        while True:
+            self._ensure(enough, self._has_units, "a file", core.units.next_rest_end)
+            if found:
+                return found[0]
+            with suppress(NoSpace):  # another thread was quicker, or the group was given up in between
+                with core.transactions.operation() as op:
+                    core.units.add_chunk(op)
+
+    def _has_units(self, index: int) -> bool:
+        return self._free_seen[index] > 0 or self._units_seen[index] > 0
+
+    def _ensure(
+        self, enough: Callable[[], bool], worth: Callable[[int], bool], wanted: str,
+        ready_too: Callable[[], float | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Take groups that are `worth` it until there is `enough` (asked under the control mutex), and wait for more.
+
+        `ready_too`: when, besides the end of a quarantine, there may be enough in the groups that are held.
+        """
         core = self._core
         with self._taking:
-            settled = False
-            counted = core.clock.now() - self._seen_at > _COUNTS_GOOD_SECONDS
-            if counted:
-                self.refresh()
+            self._refresh_old()
+            asked = waiting = False
             while True:
                 with core.transactions.mutex:
                     core.transactions.check()
                     core.groups.end_quarantines()
-                    if core.groups.allocatable_blocks() >= blocks:
+                    if enough():
                         return
-                    ready = core.groups.next_quarantine_end()
-                if self._take_another(0.0):
+                    ready = [t for t in (core.groups.next_quarantine_end(), ready_too()) if t is not None]
+                if self._take_another(worth, 0.0):
                     continue
-                if not counted:
-                    counted = True
+                if not asked:
+                    asked = True
                     self.refresh()
-                    continue
-                if self._take_another(self._ask_seconds):
-                    continue
-                if not settled:
-                    settled = True
-                    core.transactions.settle()  # frees that are still on their way
-                elif ready is None:
-                    raise NoSpace(f"volume {core.name}", f"{blocks * core.block_bytes >> 10} KiB")
+                elif self._take_another(worth, self._ask_seconds):
+                    asked = False
+                elif ready:
+                    core.clock.sleep(max(_POLL_SECONDS / 5, min(ready) - core.clock.now()))
                 else:
-                    core.clock.sleep(max(0.01, ready - core.clock.now()))
+                    if not waiting:
+                        waiting = True
+                        self._returning.begin()
+                    core.transactions.settle()  # frees that are still on their way: their quarantine begins
+                    self.refresh()
+                    if self._returning.is_over(self._free_seen):
+                        raise NoSpace(f"volume {core.name}", wanted)
+                    core.clock.sleep(max(_POLL_SECONDS, self._counting_s / _COUNTING_SHARE))
 
     @property
     def _ask_seconds(self) -> float:
         """How long a host that is asked for a group may take: it reads the slots once a heartbeat."""
         return max(_ASK_SECONDS_MIN, 3 * self._core.volume.superblock.timers.heartbeat_us / 1e6)
 
-    def _take_another(self, wait: float) -> bool:
-        """Take one more group that has free blocks. False when none is to be had within `wait` seconds each."""
-        assert self._free_seen is not None
+    def _take_another(self, worth: Callable[[int], bool], wait: float) -> bool:
+        """Take one more group that is worth it. False when none is to be had within `wait` seconds each."""
         total = self._core.geometry.group_count
         for step in range(total):
             index = (self._start + step) % total
-            if self._free_seen[index] and index not in self._core.groups.held and self._take_usable(index, wait):
+            if worth(index) and index not in self._core.groups.held and self._take_usable(index, wait):
                 return True
         return False
 
@@ -161,29 +208,19 @@ class Space:
     # -- operations that allocate metadata ---------------------------------------------------------
 
     def run(self, action: Callable[[Operation], T], *, units: int = UNITS_PER_OPERATION) -> T:
-        """Run an operation that may allocate up to `units` metadata units, with room for them made first.
+        """Run an operation that may allocate up to `units` metadata units; room for them is made when it has none.
 
         Raises NoSpace when the volume is full, and what `action` raises; nothing is changed then.
         """
-        core = self._core
         for last in (False, True):
-            with core.transactions.mutex:
-                enough = core.units.has_units(units)
-            if not enough:
-                self._room_for_units(units)
             try:
-                with core.transactions.operation() as op:
+                with self._core.transactions.operation() as op:
                     return action(op)
             except NoSpace:
-                # Another thread was quicker, or a group was given up in between.
-                if last:
+                if last or not units:
                     raise
-                self._room_for_units(units)
+                self.ensure_units(units)
         raise AssertionError("not reached")
-
-    def _room_for_units(self, units: int) -> None:
-        per_chunk = self._core.geometry.units_per_chunk - 1
-        self.ensure(-(-units // per_chunk) + 1 if per_chunk < units else 1)
 
     @contextmanager
     def groups_held(self, addresses: Iterable[int], wait: float) -> Iterator[bool]:

@@ -124,6 +124,13 @@ class Units:
         until, bits = held.resting.get(chunk, (0.0, 0))
         return ~bits if now < until else -1
 
+    def next_rest_end(self) -> float | None:
+        """When the next place of a removed inode may be used again; None when none rests."""
+        now = self._clock.now()
+        ends = [until for held in self._groups.held.values() for until, _ in held.resting.values()]
+        ends += [held.idle_from for held in self._groups.held.values() if held.obj.group.free_units]
+        return min((end for end in ends if end > now), default=None)
+
     def claim_inode(self, op: Operation, place: InodePlace) -> None:
         """The promised place is an inode from this operation on. Follow with `take_back_inode` either way."""
         held = self._groups.held[place.group]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmfs.errors import DamagedBlock
-from vmfs.ondisk.header import METADATA_BLOCK_BYTES, BlockType, open_block, seal
+from vmfs.ondisk.header import HEADER_BYTES, METADATA_BLOCK_BYTES, BlockType, open_block, seal
 
 MAX_BLOCKS_PER_GROUP: Final = 8192  # three bitmaps of that many bits fit one metadata block
 _BITMAP_BYTES: Final = MAX_BLOCKS_PER_GROUP // 8
@@ -58,6 +58,12 @@ class GroupBlock:
             block, BlockType.GROUP, address=address, generation=self.generation, volume=volume, role=self.index
         )
         return bytes(block)
+
+
+def free_counts(data: bytes, at: int) -> tuple[int, int]:
+    """(free blocks, free metadata units) of the block that begins at `at`, unverified: a hint."""
+    _, free, _, free_units = _FIELDS.unpack_from(data, at + HEADER_BYTES)
+    return free, free_units
 
 
 def parse(block: bytes | memoryview, address: int, volume: bytes, index: int, block_count: int) -> GroupBlock:

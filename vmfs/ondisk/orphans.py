@@ -56,3 +56,9 @@ def parse(
             raise DamagedBlock(address, f"orphan list of slot {slot}: unknown kind {kind}")
         entries[inode, gen] = OrphanKind(kind)
     return entries, header.generation
+
+
+def count_of(block: bytes) -> int:
+    """How many entries a list says it has: a hint, of a block that its host may be writing just now."""
+    count: int = _COUNT.unpack_from(block, 64)[0]
+    return count
