@@ -32,6 +32,7 @@ from vmfs.core.transactions import Operation
 from vmfs.errors import DamagedBlock, VmfsError
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
+from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
 from vmfs.ondisk.lock import Guards, Holder, LockRecord
 from vmfs.ondisk.orphans import CAPACITY, OrphanKind
 from vmfs.ondisk.slot import SlotRecord
@@ -109,7 +110,9 @@ class SlotRecoverer:
         try:
             if self.heir is not None and not discard_journal:
                 self.heir.finish_commits(found.dead.holder)
-            if not discard_journal:
+            if discard_journal:
+                self._give_up_journal(found.dead)
+            else:
                 peek = core.locks.peek
                 found.replayed = replay_slot(core.volume, core.io, peek, slot, found.dead.holder)
             done("replay")
@@ -135,6 +138,15 @@ class SlotRecoverer:
         log.warning("volume %s: recovered %s", core.name, found)
         self._reaper.kick()
         return found
+
+    def _give_up_journal(self, dead: SlotRecord) -> None:
+        """Make a journal that cannot be read an empty one of no incarnation: whoever claims the slot begins its own."""
+        core = self._core
+        place = journal_place(core.volume, dead.slot, dead.incarnation)
+        for copy in range(HEADER_BLOCKS):
+            header = JournalHeader(dead.slot, 0, 1, HEADER_BLOCKS, copy)
+            core.io.write(place.address + copy * METADATA_BLOCK_BYTES, header.pack(place.address, copy, place.volume))
+        core.io.flush()
 
     def settle_in_place(self, dead: Holder) -> None:
         """End the recovery of a slot that this mount has claimed in place and replayed: from here on it is its own.
