@@ -17,13 +17,15 @@ from vmfs.check.correct import corrected_record
 from vmfs.check.recovery import pending_images
 from vmfs.clock import Clock
 from vmfs.cluster.casio import swap_settled
+from vmfs.cluster.fencing import Fence
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.membership import Membership
 from vmfs.cluster.region import SlotRegion, SlotView
-from vmfs.cluster.timers import Timers
+from vmfs.core.fencing import fence_for, timers_of
 from vmfs.core.leased import LeasedIO, PatientLease
+from vmfs.devices.contract import LockMethod
 from vmfs.errors import DamagedBlock, DeviceError, SlotNotDead, UnsupportedFormat, VmfsError, VolumeInUse
-from vmfs.lockmethod import registers_of
+from vmfs.lockmethod import new_lock_block, registers_of
 from vmfs.ondisk import journal as journal_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.slot import SlotRecord, SlotState, parse_slot
@@ -50,9 +52,9 @@ class Alone:
 
     def __init__(
         self, volume: Volume, clock: Clock, rng: random.Random, done: Callable[[str], None], *,
-        identity: HostIdentity | None = None, discard_journals: bool = False,
+        identity: HostIdentity | None = None, discard_journals: bool = False, fence: Fence | None = None,
     ) -> None:  # fmt: skip
-        """`done` is told of what was mended. `identity`: under another name than `REPAIR_NAME`, for tests."""
+        """`done` is told of what was mended. `identity`: as whom to take part, for tests. `fence`: of a dry run."""
         sb = volume.superblock
         self.volume = volume
         self._clock = clock
@@ -62,23 +64,23 @@ class Alone:
         self._region = SlotRegion(
             self.registers, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
-        t = sb.timers
-        timers = Timers(
-            t.heartbeat_us, t.lease_us, t.margin_us, t.break_us, t.validity_us, t.quarantine_us, t.drift_ppm
-        )
         self.membership = Membership(
-            self._region, identity or HostIdentity.detect(REPAIR_NAME), timers, clock, volume_name=sb.label, rng=rng
-        )
+            self._region, identity or HostIdentity.detect(REPAIR_NAME), timers_of(sb), clock, volume_name=sb.label,
+            rng=rng, fence=fence if fence is not None else fence_for(volume, clock),
+        )  # fmt: skip
         self._patience = PatientLease(self.membership.check_lease, clock)
         self.io = LeasedIO(volume.extents, self._patience)
         self._taken: list[int] = []
 
     def __enter__(self) -> Alone:
         """Raises VolumeInUse, HostNameInUse, JournalUnreadable, DeviceError..."""
-        self._make_room()
-        self.membership.claim()
+        claimed = self.membership.claim()
         try:
             self.membership.start()
+            if claimed.in_place:  # no slot was free, as after a repair that died: one of a dead host is taken over
+                dead = self.membership.begin_recovery(claimed.slot)
+                self._replay(dead, self.membership.fail_in_place)
+                self.membership.settle_in_place()
             self._recover_dead()
             self._take_free()
         except BaseException:
@@ -125,7 +127,9 @@ class Alone:
         def parse(sector: bytes) -> SlotRecord:
             return parse_slot(sector, view.address, self.volume.prefix, view.slot)
 
-        right = corrected_record(view.raw, parse)
+        sb = self.volume.superblock
+        image = self.volume.extents.read(view.address, sb.sector_bytes)
+        right = corrected_record(image, parse) if sb.lock_method != LockMethod.PAXOS else None
         if right is not None:
             record = parse(right)
             return replace(record, sequence=record.sequence + 1)
@@ -148,18 +152,9 @@ class Alone:
             return 0
 
     def _write_slot(self, view: SlotView, record: SlotRecord) -> None:
+        # Past the registers: where they are a protocol of the slots' owners, this slot has none.
         image = record.pack(self._region.sector_bytes)
-        self.registers.create(view.address, image, self.volume.superblock.lock_block_bytes)
-
-    def _make_room(self) -> None:
-        """Free a slot that an earlier repair, which is dead, kept others out with."""
-        views = self._region.read_all().views
-        if any(v.record is not None and v.record.state is SlotState.FREE for v in views):
-            return
-        for view in views:
-            if view.record is not None and view.record.host_name == _TAKEN_NAME:
-                self._turn(view, lambda r: r.freed(self._clock.wall_ns()))
-                return
+        self.volume.extents.write(view.address, new_lock_block(self.volume.superblock, image, view.address))
 
     def _turn(self, view: SlotView, change: Callable[[SlotRecord], SlotRecord]) -> bool:
         image = change(view.require()).pack(self._region.sector_bytes)
@@ -205,20 +200,26 @@ class Alone:
             membership.begin_recovery(record.slot, operator=self._discard)
         except SlotNotDead:
             return  # a round later
-        if record.host_name != _TAKEN_NAME:
-            try:
-                images = pending_images(self.volume, record)
-            except (DamagedBlock, UnsupportedFormat) as error:
-                if not self._discard:
-                    membership.fail_recovery(record.slot)
-                    raise JournalUnreadable(record, str(error)) from error
-                self._done(f"the journal of host {record.host_name} (slot {record.slot}) is given up: {error}")
-            except DeviceError:
-                membership.hand_back(record.slot)
-                raise
-            else:
-                self.io.write_blocks(list(images.items()))
-                self.io.flush()
-                who = f"host {record.host_name} (slot {record.slot})"
-                self._done(f"{who}: {len(images)} blocks of its journal replayed")
+        try:
+            self._replay(record, lambda: membership.fail_recovery(record.slot))
+        except DeviceError:
+            membership.hand_back(record.slot)
+            raise
         membership.finish_recovery(record.slot)
+
+    def _replay(self, record: SlotRecord, fail: Callable[[], None]) -> None:
+        """Write what a dead host's journal holds in place (rule R5). `fail` marks its slot when it cannot be read."""
+        if record.host_name == _TAKEN_NAME:
+            return
+        who = f"host {record.host_name} (slot {record.slot})"
+        try:
+            images = pending_images(self.volume, record)
+        except (DamagedBlock, UnsupportedFormat) as error:
+            if not self._discard:
+                fail()
+                raise JournalUnreadable(record, str(error)) from error
+            self._done(f"the journal of {who} is given up: {error}")
+            return
+        self.io.write_blocks(list(images.items()))
+        self.io.flush()
+        self._done(f"{who}: {len(images)} blocks of its journal replayed")

@@ -47,7 +47,10 @@ def mend_orphan_lists(shop: Shop, seen: Survey) -> None:
             entries, generation = {}, 0
             shop.done(f"list of removals of slot {slot}: damaged, made anew, empty")
         else:
-            right = {key: kind for key, kind in entries.items() if _waits(seen, *key, kind)}
+            right = {
+                key: kind for key, kind in entries.items()
+                if _waits(seen, *key, kind) and not (kind is OrphanKind.TRIM and key[0] in shop.finished)
+            }  # fmt: skip
             if right == entries:
                 continue
             shop.done(f"list of removals of slot {slot}: {len(entries) - len(right)} taken off it")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmfs.check.correct import corrected_block, corrected_record
+from vmfs.check.correct import corrected_block
 from vmfs.check.kinds import Kind
 from vmfs.check.shop import Shop
 from vmfs.check.survey import Survey
 from vmfs.errors import DamagedBlock, DeviceError
 from vmfs.liveness import read_slots
+from vmfs.lockmethod import new_lock_block
 from vmfs.ondisk import journal
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
-from vmfs.ondisk.lock import Guards, LockRecord, parse_lock
+from vmfs.ondisk.lock import Guards, LockRecord
 
 _BLOCKS: Final = frozenset({
     Kind.GROUP_DAMAGED, Kind.CHUNK_DAMAGED, Kind.INODE_DAMAGED, Kind.NODE_DAMAGED, Kind.DIRECTORY_DAMAGED,
@@ -69,13 +70,9 @@ def mend_locks(shop: Shop, seen: Survey) -> None:
 
     Its numbers start above any that it can have come to, so that no late compare-and-write ever matches again.
     """
-    volume = shop.volume
     for address, guards in seen.locks.bad.items():
         record = _free_lock(shop, address, guards)
-        image = record.pack(shop.alone.registers.image_bytes(address))
-        shop.alone.io.flush()
-        shop.alone.registers.create(address, image, volume.superblock.lock_block_bytes)
-        shop.mender.written += 1
+        shop.mender.plain(address, lock_image(shop, record))
         shop.done(f"lock at {address:#x} of the {guards.name.lower().replace('_', ' ')}: written anew, free")
     shop.alone.io.flush()
 
@@ -83,10 +80,13 @@ def mend_locks(shop: Shop, seen: Survey) -> None:
 def _free_lock(shop: Shop, address: int, guards: Guards) -> LockRecord:
     wall = shop.clock.wall_ns()
     prefix = shop.volume.prefix
-    sector = shop.volume.extents.read(address, shop.volume.superblock.sector_bytes)
-    right = corrected_record(sector, lambda image: parse_lock(image, address, prefix))
-    version = parse_lock(right, address, prefix).version + 1 if right is not None else wall
-    return LockRecord(address, prefix, guards, version=max(version, wall), stamp=wall)
+    return LockRecord(address, prefix, guards, version=wall, stamp=wall)
+
+
+def lock_image(shop: Shop, record: LockRecord) -> bytes:
+    """A whole lock block with that record, as at format: whatever hosts had agreed on there is void."""
+    sb = shop.volume.superblock
+    return new_lock_block(sb, record.pack(sb.sector_bytes), record.address)
 
 
 def mend_single_bits(shop: Shop, seen: Survey) -> bool:

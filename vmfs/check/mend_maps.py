@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from array import array
+from collections.abc import Iterator
 
 from vmfs.check.inodes import FILE_TYPES
 from vmfs.check.kinds import Kind
@@ -38,6 +39,35 @@ def mend_maps(shop: Shop, seen: Survey) -> None:
         early = facts.ends_early and number not in waiting
         if early or number in seen.maps.broken:
             _MapMender(shop, seen, seen.inodes.read(number), early).mend()
+
+
+def finish_truncations(shop: Shop, seen: Survey) -> None:
+    """Do what is left of truncations on the lists of hosts that are gone: no lock of theirs keeps writers away now."""
+    size = shop.volume.superblock.block_bytes
+    sector = shop.volume.superblock.sector_bytes
+    for number in seen.named.get(OrphanKind.TRIM, set()):
+        facts = seen.inodes.facts.get(number)
+        if facts is None or facts.is_directory or number in seen.maps.broken:
+            continue
+        inode = seen.inodes.read(number)
+        last, rest = divmod(inode.size, size)
+        for block, address in _written_blocks(seen, inode):
+            if rest and block == last:
+                start = rest // sector * sector
+                edge = shop.volume.extents.read(address + start, sector)[: rest - start]
+                shop.alone.io.write(address + start, edge.ljust(size - start, b"\0"))
+                shop.alone.io.flush()
+        _MapMender(shop, seen, inode, cut=True).mend()
+        shop.finished.add(number)
+        shop.done(f"inode {number}: its truncation to {inode.size} bytes is finished")
+
+
+def _written_blocks(seen: Survey, inode: Inode) -> Iterator[tuple[int, int]]:
+    """(block number, address) of the blocks of its own that hold data."""
+    for first, pointers in seen.maps.leaves(inode, claim=False):
+        for at, pointer in enumerate(pointers):
+            if pointer & STATE_MASK == WRITTEN and pointer != LOST:
+                yield first + at, pointer & ADDRESS_MASK
 
 
 class _MapMender:

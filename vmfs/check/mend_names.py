@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from vmfs.check.buildtree import build_table
+from vmfs.check.mend_fixed import lock_image
 from vmfs.check.paths import entries_of
 from vmfs.check.shop import Allocator, Shop
 from vmfs.check.survey import Survey
@@ -178,7 +179,7 @@ def _make_home(
     _lay_out(shop, allocator, root, [*in_root, entry])
     root.nlink += 1
     record = LockRecord(lock, volume.prefix, Guards.INODE, version=wall, stamp=wall)
-    shop.alone.registers.create(lock, record.pack(shop.alone.registers.image_bytes(lock)), sb.lock_block_bytes)
+    shop.mender.plain(lock, lock_image(shop, record))
     shop.alone.io.flush()
     # The units are used first; then the new inode's place, itself, and the root that names it come together.
     allocator.seal()

@@ -18,12 +18,13 @@ from vmfs.check.findings import EXIT_CLEAN, EXIT_LEFT, EXIT_MENDED, Report
 from vmfs.check.kinds import Kind
 from vmfs.check.mend_counts import mend_counts, mend_orphan_lists, mend_removals
 from vmfs.check.mend_fixed import mend_journal_headers, mend_locks, mend_single_bits, mend_superblocks
-from vmfs.check.mend_maps import mend_inodes, mend_maps, mend_shared_blocks
+from vmfs.check.mend_maps import finish_truncations, mend_inodes, mend_maps, mend_shared_blocks
 from vmfs.check.mend_names import attach_lost, mend_directories
 from vmfs.check.mend_space import mend_space
 from vmfs.check.shop import Shop
 from vmfs.check.survey import Progress, Survey, survey
 from vmfs.clock import Clock, SystemClock
+from vmfs.cluster.fencing import Fence
 from vmfs.cluster.identity import HostIdentity
 from vmfs.errors import NoSpace
 from vmfs.liveness import Slots, read_slots, refuse_when_mounted
@@ -69,11 +70,13 @@ def repair_volume(
     waiting: Callable[[str], None] | None = None,
     remove_damaged: bool = False,
     discard_journals: bool = False,
+    fence: Fence | None = None,
 ) -> Repaired:
     """Check a volume, mend what can be mended, and check it again. Nothing is written when nothing is wrong.
 
-    `identity`: under which host name the repair takes part in the volume, for tests. `remove_damaged`: remove files of
-    which nothing, or an unknown part, can be read. `discard_journals`: give up journals that cannot be replayed.
+    `identity`: as whom the repair takes part in the volume, for tests. `remove_damaged`: remove files of which nothing,
+    or an unknown part, can be read. `discard_journals`: give up journals that cannot be replayed. `fence`: instead of
+    the volume's own, where nobody else sees what is written.
 
     Raises:
         VolumeInUse: a host has it mounted.
@@ -89,7 +92,7 @@ def repair_volume(
         return result
     source = rng or random.SystemRandom()
     alone = Alone(
-        volume, time, source, result.done.append, identity=identity, discard_journals=discard_journals
+        volume, time, source, result.done.append, identity=identity, discard_journals=discard_journals, fence=fence
     )
     alone.mend_slots(first.locks.highest)
     with alone:
@@ -169,6 +172,7 @@ _STEPS: Final = (
     _Step("mending maps", frozenset({
         Kind.NODE_DAMAGED, Kind.POINTER_WRONG, Kind.UNIT_SHARED, Kind.POINTER_BEYOND_END,
     }), mend_maps),
+    _Step("finishing truncations", frozenset(), finish_truncations, lambda shop: not shop.finished),
     _Step("mending shared blocks", frozenset({Kind.BLOCK_SHARED}), mend_shared_blocks),
     _Step("mending directories", frozenset({
         Kind.DIRECTORY_DAMAGED, Kind.DIRECTORY_SHAPE_WRONG, Kind.ENTRY_WRONG, Kind.ENTRY_DANGLING, Kind.LINKS_WRONG,
@@ -176,7 +180,8 @@ _STEPS: Final = (
     }), mend_directories, lambda shop: bool(shop.anew)),
     _Step("mending removals", frozenset({Kind.INODE_UNREMOVED, Kind.LAYER_LOST, Kind.ORPHANS_DAMAGED}), mend_removals,
           lambda shop: True),
-    _Step("mending lists of removals", frozenset({Kind.ORPHANS_DAMAGED, Kind.ORPHAN_WRONG}), mend_orphan_lists),
+    _Step("mending lists of removals", frozenset({Kind.ORPHANS_DAMAGED, Kind.ORPHAN_WRONG}), mend_orphan_lists,
+          lambda shop: bool(shop.finished)),
     _Step("mending bitmaps", frozenset({
         Kind.GROUP_DAMAGED, Kind.CHUNK_DAMAGED, Kind.GROUP_COUNTS_WRONG, Kind.BLOCK_NOT_ALLOCATED, Kind.BLOCK_LEAKED,
         Kind.UNIT_NOT_ALLOCATED, Kind.UNIT_LEAKED, Kind.INODE_STATE_WRONG,

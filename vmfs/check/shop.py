@@ -35,6 +35,8 @@ class Shop:
     """Addresses of blocks that have more than one bit wrong."""
     anew: set[int] = field(default_factory=set)
     """Directories that were damaged: they are made anew, from whatever blocks of theirs are left."""
+    finished: set[int] = field(default_factory=set)
+    """Inodes whose truncation was finished: they come off the lists."""
     old_names: dict[int, bytes] = field(default_factory=dict)
     """By inode: a name that it had in a directory block that nothing leads to any more."""
 
