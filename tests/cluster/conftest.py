@@ -13,9 +13,15 @@ def any_sector(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def volume() -> RamDevice:
+def paxos(request: pytest.FixtureRequest) -> bool:
+    """Whether hosts agree by Disk-Paxos registers; parametrise it indirectly."""
+    return bool(getattr(request, "param", False))
+
+
+@pytest.fixture
+def volume(paxos: bool) -> RamDevice:
     device = RamDevice(SIZE)
-    format_volume(device)
+    format_volume(device, paxos=paxos)
     return device
 
 

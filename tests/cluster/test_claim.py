@@ -12,12 +12,22 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.scripted import ScriptedDevice
-from tests.cluster.world import PREFIX, SIZE, SLOTS_AT, STRIDE, TIMERS, Host, format_volume
+from tests.cluster.world import (
+    BOTH,
+    PREFIX,
+    SIZE,
+    SLOTS_AT,
+    STRIDE,
+    TIMERS,
+    Host,
+    format_volume,
+    image_at,
+    registers_on,
+)
 from vmfs.clock import FakeClock
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.membership import Membership
 from vmfs.cluster.region import SlotRegion
-from vmfs.cluster.registers import DirectRegisters
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.file import FileDevice
 from vmfs.devices.ram import RamDevice
@@ -62,7 +72,7 @@ def line(process: subprocess.Popen[str]) -> list[str]:
 
 def slot_on(device: RamDevice, slot: int) -> SlotRecord:
     at = SLOTS_AT + slot * STRIDE
-    return parse_slot(device.read(at, device.logical_block_bytes), at, PREFIX, slot)
+    return parse_slot(image_at(device, at), at, PREFIX, slot)
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
@@ -95,6 +105,7 @@ def test_a_ninth_host_of_eight_slots_is_told_what_to_do(host: MakeHost) -> None:
         host("esx8").join()
 
 
+@BOTH
 def test_where_all_slots_are_dead_hosts_one_is_claimed_in_place(host: MakeHost) -> None:
     for i in range(8):
         host(f"esx{i}").join(start=False)
@@ -215,11 +226,12 @@ def test_a_mount_that_claimed_after_another_had_looked_gives_way(volume: RamDevi
 
 
 def membership(device: RamDevice, name: str, clock: FakeClock, boot: uuid.UUID, **change: uuid.UUID) -> Membership:
-    region = SlotRegion(DirectRegisters(ExtentSet([device])), SLOTS_AT, STRIDE, 8, PREFIX, clock)
+    region = SlotRegion(registers_on(device, ExtentSet([device]), clock), SLOTS_AT, STRIDE, 8, PREFIX, clock)
     identity = replace(HostIdentity.detect(name, boot), **change)  # type: ignore[arg-type]
     return Membership(region, identity, TIMERS, clock, volume_name="ds1")
 
 
+@BOTH
 def test_a_silent_mount_of_the_name_elsewhere_is_dead_after_the_break_time(volume: RamDevice) -> None:
     clock = FakeClock(sleep_advances=True)
     membership(volume, "esx1", clock, uuid.uuid4()).claim()
@@ -234,6 +246,7 @@ def test_a_silent_mount_of_the_name_elsewhere_is_dead_after_the_break_time(volum
     assert slot_on(volume, 0).state is SlotState.FREE
 
 
+@BOTH
 def test_a_living_mount_of_the_name_elsewhere_is_refused_as_soon_as_it_beats(volume: RamDevice) -> None:
     clock = FakeClock(sleep_advances=True)
     first = membership(volume, "esx1", clock, uuid.uuid4())

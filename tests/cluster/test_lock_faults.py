@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.scripted import Fate, ScriptedDevice
-from tests.cluster.world import PREFIX, Host, lock_address
+from tests.cluster.world import BOTH, PREFIX, Host, image_at, lock_address
 from vmfs.cluster.locktable import LockRequest
 from vmfs.devices.ram import RamDevice
 from vmfs.errors import DamagedBlock, DeviceError, LeaseExpired, LockedByOther, MountClosing
@@ -29,9 +29,10 @@ def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
 
 
 def on_disk(volume: RamDevice, address: int) -> LockRecord:
-    return parse_lock(volume.read(address, 512), address, PREFIX)
+    return parse_lock(image_at(volume, address), address, PREFIX)
 
 
+@BOTH
 def test_a_dead_host_of_another_machine_is_broken_after_b_and_its_locks_are_void(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     one.locks.acquire(A, TEST)
@@ -45,6 +46,7 @@ def test_a_dead_host_of_another_machine_is_broken_after_b_and_its_locks_are_void
     assert two.recovered == [0]
 
 
+@BOTH
 def test_a_recoverer_that_dies_is_recovered_first(host: MakeHost) -> None:
     """R6: recovering is overtaken only once the recoverer's incarnation has itself been recovered."""
     one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
@@ -58,6 +60,7 @@ def test_a_recoverer_that_dies_is_recovered_first(host: MakeHost) -> None:
     assert three.recovered == [1, 0]
 
 
+@BOTH
 def test_a_slot_handed_back_is_taken_up_and_a_failed_one_waits_for_an_operator(host: MakeHost) -> None:
     one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
     one.crash()
@@ -75,6 +78,7 @@ def test_a_slot_handed_back_is_taken_up_and_a_failed_one_waits_for_an_operator(h
 
 @pytest.mark.expected_log("heartbeat was not answered")
 @pytest.mark.expected_log("lease has run out")
+@BOTH
 def test_without_a_lease_nothing_is_submitted_or_handed_out(volume: RamDevice, host: MakeHost) -> None:
     device = ScriptedDevice(volume)
     one = host("esx1", device=device).join()
@@ -142,6 +146,7 @@ def test_a_lock_in_doubt_is_not_reported_and_is_set_free_in_the_background(volum
     assert two.locks.acquire(A, TEST, wait=1).version > 4
 
 
+@BOTH
 def test_many_locks_are_taken_all_or_none(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     blocked = one.locks.acquire(B, TEST)
@@ -154,6 +159,7 @@ def test_many_locks_are_taken_all_or_none(host: MakeHost) -> None:
     assert [t.address for t in tenures] == [B, A]
 
 
+@BOTH
 def test_hosts_that_take_many_locks_in_any_order_all_go_on(host: MakeHost) -> None:
     hosts = [host("esx1").join(), host("esx2").join()]
     done = {h.name: 0 for h in hosts}
@@ -174,6 +180,7 @@ def test_hosts_that_take_many_locks_in_any_order_all_go_on(host: MakeHost) -> No
     assert all(count > 3 for count in done.values()), done
 
 
+@BOTH
 def test_closing_gives_up_what_is_unpinned_and_refuses_more(volume: RamDevice, host: MakeHost) -> None:
     one = host("esx1").join()
     pinned = one.locks.acquire(A, TEST)
@@ -206,6 +213,7 @@ def test_damaged_and_misplaced_locks_are_errors(volume: RamDevice, host: MakeHos
 
 
 @pytest.mark.expected_log("fenced")
+@BOTH
 def test_a_fenced_host_loses_every_tenure(volume: RamDevice, host: MakeHost) -> None:
     one, two = host("esx1").join(start=False), host("esx2").join()
     tenure = one.locks.acquire(A, TEST)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.scripted import Fate, ScriptedDevice
-from tests.cluster.world import PREFIX, Host, format_volume, lock_address
+from tests.cluster.world import BOTH, PREFIX, Host, format_volume, image_at, lock_address
 from vmfs.cluster.lockrelease import HOLD_S
 from vmfs.cluster.locktable import Tenure
 from vmfs.devices.ram import RamDevice
@@ -28,9 +28,10 @@ def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
 
 
 def on_disk(volume: RamDevice, address: int) -> LockRecord:
-    return parse_lock(volume.read(address, 512), address, PREFIX)
+    return parse_lock(image_at(volume, address), address, PREFIX)
 
 
+@BOTH
 def test_a_lock_is_taken_kept_a_moment_and_given_up(volume: RamDevice, host: MakeHost) -> None:
     released: list[Tenure] = []
     one = host("esx1", before_release=released.append).join()
@@ -64,6 +65,7 @@ def test_no_io_while_the_lock_is_cached(volume: RamDevice, host: MakeHost) -> No
     assert len(device.sent) == sent
 
 
+@BOTH
 def test_who_does_not_wait_is_told_the_holder_at_once(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     tenure = one.locks.acquire(A, TEST)
@@ -81,6 +83,7 @@ def test_who_does_not_wait_is_told_the_holder_at_once(host: MakeHost) -> None:
     assert two.locks.acquire(A, TEST, wait=1).version == 2
 
 
+@BOTH
 def test_a_local_thread_that_does_not_wait_is_not_held_up_by_one_that_does(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     tenure = one.locks.acquire(A, TEST)
@@ -98,6 +101,7 @@ def test_a_local_thread_that_does_not_wait_is_not_held_up_by_one_that_does(host:
 
 
 @pytest.mark.parametrize("fate", [Fate.NOT_DONE, Fate.ANSWER_LOST])
+@BOTH
 def test_a_mark_whose_answer_was_lost_does_no_harm(volume: RamDevice, host: MakeHost, fate: Fate) -> None:
     device = ScriptedDevice(volume)
     one, two = host("esx1").join(), host("esx2", device=device).join(start=False)
@@ -110,6 +114,7 @@ def test_a_mark_whose_answer_was_lost_does_no_harm(volume: RamDevice, host: Make
     assert two.locks.acquire(A, TEST, wait=1).version == 2
 
 
+@BOTH
 def test_a_thread_that_does_not_wait_is_let_in_after_the_pins_did_not_drain(host: MakeHost) -> None:
     """A lock that one thread pins for long is not refused to another of this host because a third host wants it."""
     one, two = host("esx1").join(), host("esx2").join()
@@ -134,6 +139,7 @@ def test_a_thread_that_does_not_wait_is_let_in_after_the_pins_did_not_drain(host
     assert got == [pinned] * len(threads)
 
 
+@BOTH
 def test_the_mark_of_a_waiter_ends_continuous_use(host: MakeHost) -> None:
     """Threads of one host use the lock without a gap; the other host gets it within a few hold times."""
     one, two = host("esx1").join(), host("esx2").join()
@@ -158,6 +164,7 @@ def test_the_mark_of_a_waiter_ends_continuous_use(host: MakeHost) -> None:
         t.join()
 
 
+@BOTH
 def test_two_hosts_that_hammer_get_a_fair_share_each(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     end = time.monotonic() + 2.5
@@ -182,6 +189,7 @@ def test_two_hosts_that_hammer_get_a_fair_share_each(host: MakeHost) -> None:
     assert min(done.values()) > 0.2 * sum(done.values()), done
 
 
+@BOTH
 def test_a_sticky_lock_is_given_up_when_asked_through_the_slot(volume: RamDevice, host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     one.locks.unpin(one.locks.acquire(A, TEST, sticky=True))
@@ -192,6 +200,7 @@ def test_a_sticky_lock_is_given_up_when_asked_through_the_slot(volume: RamDevice
     assert two.membership.record.requests == ()  # taken back
 
 
+@BOTH
 def test_sharers_share_and_a_writer_gets_its_turn(volume: RamDevice, host: MakeHost) -> None:
     one, two, three = (host(f"esx{i}").join() for i in (1, 2, 3))
     shared = [h.locks.acquire(A, TEST, SHARED) for h in (one, two)]
@@ -212,6 +221,7 @@ def test_sharers_share_and_a_writer_gets_its_turn(volume: RamDevice, host: MakeH
     assert got[0].mode is LockMode.EXCLUSIVE
 
 
+@BOTH
 def test_shared_to_exclusive_gives_the_shared_hold_up_first(volume: RamDevice, host: MakeHost) -> None:
     released: list[tuple[LockMode, int]] = []
     one = host("esx1", before_release=lambda t: released.append((t.mode, t.version))).join()
@@ -225,6 +235,7 @@ def test_shared_to_exclusive_gives_the_shared_hold_up_first(volume: RamDevice, h
     assert one.locks.acquire(A, TEST, SHARED) is exclusive  # exclusive serves a sharer
 
 
+@BOTH
 def test_two_upgraders_do_not_deadlock(host: MakeHost) -> None:
     hosts = [host("esx1").join(), host("esx2").join()]
     for h in hosts:
@@ -244,6 +255,7 @@ def test_two_upgraders_do_not_deadlock(host: MakeHost) -> None:
     assert len(set(versions)) == 2
 
 
+@BOTH
 def test_the_seventeenth_sharer_waits(volume: RamDevice, host: MakeHost) -> None:
     format_volume(volume, slots=20)
     one = host("esx1", slots=20).join()
@@ -268,6 +280,7 @@ def test_a_hold_of_an_ended_incarnation_is_void_and_of_no_other(volume: RamDevic
     assert one.locks.acquire(A, TEST, wait=0).version == 11
 
 
+@BOTH
 def test_the_value_block_passes_from_holder_to_holder(host: MakeHost) -> None:
     one, two = host("esx1").join(), host("esx2").join()
     tenure = one.locks.acquire(A, TEST)
@@ -281,6 +294,7 @@ def test_the_value_block_passes_from_holder_to_holder(host: MakeHost) -> None:
 
 
 @pytest.mark.expected_log("could not be given up")
+@BOTH
 def test_a_lock_whose_work_can_not_be_put_in_order_is_kept(volume: RamDevice, host: MakeHost) -> None:
     failing = [True]
 

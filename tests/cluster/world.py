@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from vmfs.clock import Clock, SystemClock
 from vmfs.cluster.fenceproof import prove_for_mount
 from vmfs.cluster.fencing import ReservationFence
@@ -14,12 +16,15 @@ from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
 from vmfs.cluster.membership import Membership, MembershipCallbacks
+from vmfs.cluster.paxos import PaxosRegisters
 from vmfs.cluster.region import SlotRegion
-from vmfs.cluster.registers import DirectRegisters
+from vmfs.cluster.registers import DirectRegisters, Registers
 from vmfs.cluster.timers import Timers
 from vmfs.devices.contract import Device
 from vmfs.devices.extents import ExtentSet
 from vmfs.ondisk.lock import Guards, LockRecord
+from vmfs.ondisk.paxosblock import MAGIC as PAXOS_MAGIC
+from vmfs.ondisk.paxosblock import PaxosLayout, fresh_block, parse_block
 from vmfs.ondisk.slot import SlotRecord
 
 PREFIX = b"azekura!"
@@ -29,21 +34,48 @@ LOCKS_AT = 8 << 20
 COUNTER_AT = 1 << 20
 SIZE = 16 << 20
 TIMERS = Timers.from_lease(1_000_000)
+LAYOUT = PaxosLayout(512, 8, PREFIX)
+FLIGHT_S = 0.1  # of a write to memory or a local file
+
+BOTH = pytest.mark.parametrize("paxos", [False, True], indirect=True, ids=["direct", "paxos"])
+"""For a test that is to hold for both kinds of registers."""
 
 
 def lock_address(number: int) -> int:
     return LOCKS_AT + number * STRIDE
 
 
-def format_volume(device: Device, slots: int = 8, locks: int = 8) -> None:
+def format_volume(device: Device, slots: int = 8, locks: int = 8, *, paxos: bool = False) -> None:
+    """With `paxos`, locks and slots are Disk-Paxos registers of 8 hosts."""
     sector = device.logical_block_bytes
+
+    def put(at: int, image: bytes) -> None:
+        device.write(at, fresh_block(image, LAYOUT, at, STRIDE) if paxos else image.ljust(STRIDE, b"\0"))
+
     for i in range(slots):
-        at = SLOTS_AT + i * STRIDE
-        device.write(at, SlotRecord(at, PREFIX, i).pack(sector).ljust(STRIDE, b"\0"))
+        put(at := SLOTS_AT + i * STRIDE, SlotRecord(at, PREFIX, i).pack(sector))
     for i in range(locks):
-        at = lock_address(i)
-        device.write(at, LockRecord(at, PREFIX, Guards.TEST).pack(sector).ljust(STRIDE, b"\0"))
+        put(at := lock_address(i), LockRecord(at, PREFIX, Guards.TEST).pack(sector))
     device.flush()
+
+
+def is_paxos(device: Device) -> bool:
+    """As which of the two the volume was formatted."""
+    return device.read(SLOTS_AT, 4096)[448:452] == PAXOS_MAGIC
+
+
+def image_at(device: Device, address: int) -> bytes:
+    """The image of a register at rest."""
+    if is_paxos(device):
+        top = parse_block(device.read(address, LAYOUT.used_bytes), LAYOUT, address).top
+        return top.record.ljust(device.logical_block_bytes, b"\0")
+    return device.read(address, device.logical_block_bytes)
+
+
+def registers_on(device: Device, extents: ExtentSet, clock: Clock) -> Registers:
+    if is_paxos(device):
+        return PaxosRegisters(extents, LAYOUT, clock, random.Random(), FLIGHT_S)
+    return DirectRegisters(extents)
 
 
 @dataclass
@@ -69,7 +101,8 @@ class Host:
         self.locks: LockManager = None  # type: ignore[assignment]  # there is one from `join` on
         self.extents = ExtentSet([self.device, *self.others])
         self.fence = ReservationFence(self.extents, "ds1", self.clock, proof=prove_for_mount("ds1"))
-        region = SlotRegion(DirectRegisters(self.extents), SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
+        registers = registers_on(self.device, self.extents, self.clock)
+        region = SlotRegion(registers, SLOTS_AT, STRIDE, self.slots, PREFIX, self.clock)
         boot = self.boot_id or (uuid.uuid4() if self.machine else None)
         callbacks = MembershipCallbacks(
             on_request=self._on_request,
