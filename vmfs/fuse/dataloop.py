@@ -69,9 +69,12 @@ class DataBuffer:
     __slots__ = ("frame", "payload", "target")
 
     def __init__(self, max_bytes: int) -> None:
-        # Populated: a process that is killed while a page of its buffer is made costs the kernel's request its life.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self.frame = memoryview(mmap.mmap(-1, PAGE_BYTES + max_bytes + BUFFER_SLACK_BYTES, flags))
+        self.frame = memoryview(mmap.mmap(-1, PAGE_BYTES + max_bytes + BUFFER_SLACK_BYTES))
+        # Every page is made now. A kill while the kernel makes a page for a request to be copied to fails that request
+        # with EIO; where all pages are there it is copied, and sent again. (MAP_POPULATE does nothing under mlockall's
+        # MCL_ONFAULT.)
+        for page in range(0, len(self.frame), PAGE_BYTES):
+            self.frame[page] = 0
         self.payload = self.frame[PAGE_BYTES:]
         self.target = [self.frame[REQUEST_AT:]]
 

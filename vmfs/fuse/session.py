@@ -111,10 +111,10 @@ class Session:
             self._under_way,
         )
         self._max_bytes = agreed.max_write_bytes
+        if self._taken_over is not None and agreed.resend:
+            self.notify.resend()  # before anything is read: it would be sent again, too
         for number in range(self._data_threads):
             self._start_worker(f"{self._name}-data-{number}")
-        if self._taken_over is not None and agreed.resend:
-            self.notify.resend()
         return agreed
 
     def fail_old(self, before: set[int]) -> set[int]:

@@ -11,9 +11,11 @@ from typing import Final
 
 WINDOW_SECONDS: Final = 60.0
 ENDS_MAX: Final = 20  # within the window: a fault that comes back every three seconds is no accident
-FAILED_MAX: Final = 12  # processes in a row that did not get to serve: half a minute with their pauses
-AT_ONCE: Final = 3  # ends within the window that are answered at once
+FAILED_MAX: Final = 12  # processes in a row that did not get to serve: some 25 s with their pauses
+AT_ONCE: Final = 10  # ends within the window that are answered at once
+FAILED_AT_ONCE: Final = 3  # the storage may be away for a moment only
 PAUSE_SECONDS: Final = 0.1
+GROWTH: Final = 1.6
 PAUSE_MAX_SECONDS: Final = 5.0
 
 
@@ -30,9 +32,7 @@ class Restarts:
         while now - self._ends[0] > WINDOW_SECONDS:
             self._ends.popleft()
         self._failed = 0 if served else self._failed + 1
-        count = max(len(self._ends), self._failed)
+        behind = max(len(self._ends) - AT_ONCE, self._failed - FAILED_AT_ONCE)
         if len(self._ends) > ENDS_MAX or self._failed >= FAILED_MAX:
             return None
-        if count <= AT_ONCE:
-            return 0.0
-        return min(PAUSE_MAX_SECONDS, PAUSE_SECONDS * 1.5 ** (count - AT_ONCE - 1))
+        return min(PAUSE_MAX_SECONDS, PAUSE_SECONDS * GROWTH**behind) if behind > 0 else 0.0
