@@ -8,7 +8,7 @@ from typing import Final
 
 from vmfs.cluster.fenceproof import UNTRIED, try_out
 from vmfs.devices import Device
-from vmfs.devices.flight import longest_flight
+from vmfs.devices.flight import Resending, longest_flight
 from vmfs.errors import BadFormatOption, FencingUnusable
 from vmfs.mkfs import FormatOptions
 
@@ -67,6 +67,8 @@ class WantedFencing:
         return replace(options, fenced=True, in_flight_us=0, preempt_wait_ms=round((self.preempt_wait_s or 0) * 1000))
 
     def _none(self, device: Device, options: FormatOptions, why: str) -> tuple[FormatOptions, str]:
+        if isinstance(device, Resending):
+            device.keep_to_lease(options.lease_us / _US_PER_S, lambda: None)  # its flights are those of this lease then
         bound_us, _ = longest_flight([device]) or (0, "")
         in_flight_us = max(bound_us, round((self.in_flight_s or 0.0) * _US_PER_S))
         chosen = replace(options, fenced=False, in_flight_us=in_flight_us, preempt_wait_ms=0)

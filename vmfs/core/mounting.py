@@ -60,7 +60,7 @@ from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
 from vmfs.devices.flight import Resending
 from vmfs.devices.iscsi.credentials import choose_file
-from vmfs.errors import DamagedBlock, DeviceNotUsable, VmfsError
+from vmfs.errors import DamagedBlock, DeviceError, DeviceNotUsable, VmfsError
 from vmfs.estate.handles import HandleTable
 from vmfs.estate.layout import Estate
 from vmfs.estate.link import Link
@@ -109,7 +109,6 @@ class MountedVolume:
             registers, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
         timers = timers_of(sb)
-        check_in_flight(volume, timers, in_flight_s)
         self._flights = Flights()
         callbacks = MembershipCallbacks(
             on_request=self._on_request, on_fenced=self._on_fenced, may_resume=self._flights.none
@@ -121,6 +120,7 @@ class MountedVolume:
         for device in volume_devices(volume):
             if isinstance(device, Resending):
                 device.keep_to_lease(timers.lease_us / 1e6, self.membership.check_lease)
+        check_in_flight(volume, timers, in_flight_s)
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
             self._lock_proof = self._prove_locks(rng)
@@ -218,8 +218,8 @@ class MountedVolume:
         for slot in self.membership.predecessors:
             try:
                 with self.core.locks.recoveries.alone(slot):
-                    self.recoverer.recover(slot)
-            except DamagedBlock as error:
+                    self.recoverer.recover_or_fail(slot)
+            except (DamagedBlock, DeviceError) as error:
                 # Left FAILED for an operator (R6). What it had locked stays locked; the rest of the volume serves.
                 log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
         # Round by round: a slot whose recoverer died is known to be dead once that one has been recovered.
