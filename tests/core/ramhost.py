@@ -67,10 +67,10 @@ class RamHost:
 class RamVolume:
     """A formatted volume in memory, and its hosts."""
 
-    def __init__(self, size_bytes: int = 64 << 20, **options: int) -> None:
+    def __init__(self, size_bytes: int = 64 << 20, *, fenced: bool = False, **options: int) -> None:
         defaults = {"max_hosts": 4, "journal_bytes": 1 << 20, "lease_us": 1_000_000, "heartbeat_us": 200_000}
-        self.device = RamDevice(size_bytes)
-        format_volume(self.device, FormatOptions("ram", **(defaults | options)))  # type: ignore[arg-type]
+        self.device = RamDevice(size_bytes, reservations=fenced)
+        format_volume(self.device, FormatOptions("ram", fenced=fenced, **(defaults | options)))  # type: ignore[arg-type]
         self.hosts: list[RamHost] = []
 
     def host(self, name: str, boot_id: uuid.UUID | None = None) -> RamHost:
