@@ -109,6 +109,7 @@ class MountedVolume:
             registers, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
         timers = timers_of(sb)
+        check_in_flight(volume, timers, in_flight_s)
         self._flights = Flights()
         callbacks = MembershipCallbacks(
             on_request=self._on_request, on_fenced=self._on_fenced, may_resume=self._flights.none
@@ -120,7 +121,6 @@ class MountedVolume:
         for device in volume_devices(volume):
             if isinstance(device, Resending):
                 device.keep_to_lease(timers.lease_us / 1e6, self.membership.check_lease)
-        check_in_flight(volume, timers, in_flight_s)
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
             self._lock_proof = self._prove_locks(rng)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -29,7 +30,7 @@ from vmfs.core.reaper import OrphanKey, Reaper
 from vmfs.core.replay import JournalPlace, Replayed, replay
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
-from vmfs.errors import DamagedBlock, VmfsError
+from vmfs.errors import DamagedBlock, DeviceError, ReservationConflict, VmfsError
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
@@ -40,6 +41,12 @@ from vmfs.volume import Volume
 
 log = logging.getLogger("vmfs.core")
 
+_TRIES_MAX: Final = 3  # of a recovery that the storage fails, before an operator is asked
+_TRY_PAUSE_SECONDS: Final = 0.2
+_FAILED: Final = (
+    "volume %s: the recovery of host %s has failed, slot %d is left so: %s; what it had locked stays locked until "
+    "`vmfsctl recover %d`"
+)
 _LIST_ROOM: Final = 64  # places kept for this host's own removals while it takes over another's
 
 
@@ -84,14 +91,16 @@ class SlotRecoverer:
     def __init__(self, core: Core, reaper: Reaper) -> None:
         self._core = core
         self._reaper = reaper
+        self._errors: Counter[Holder] = Counter()
+        """How often the storage has failed the recovery of each dead incarnation."""
         self.heir: Follower | None = None
         """Set while this process takes over from one before it."""
 
     def recover(self, slot: int, *, operator: bool = False, discard_journal: bool = False) -> Recovered:
         """Recover one dead slot; `operator` says that its host is dead, whatever this host knows of it.
 
-        Raises SlotNotDead, LeaseLost, DeviceError (then it can be tried again), DamagedBlock when the journal or the
-        orphan list cannot be read: the slot is left FAILED, for an operator, who may order `discard_journal`.
+        Raises SlotNotDead, LeaseLost, DeviceError (then it can be tried again, a few times), DamagedBlock when the
+        journal or the orphan list is damaged: the slot is left FAILED for an operator, who may `discard_journal`.
         """
         core = self._core
         clock = core.clock
@@ -123,21 +132,39 @@ class SlotRecoverer:
             done("removals")
         except DamagedBlock as error:
             core.membership.fail_recovery(slot)
-            log.error(
-                "volume %s: the recovery of host %s has failed, slot %d is left so: %s; what it had locked stays "
-                "locked until `vmfsctl recover %d`",
-                core.name, found.dead.host_name, slot, error, slot,
-            )  # fmt: skip
+            log.error(_FAILED, core.name, found.dead.host_name, slot, error, slot)
             raise
-        except VmfsError:
+        except VmfsError as error:
             with contextlib.suppress(VmfsError):  # it stays this host's, then, to be tried again
-                core.membership.hand_back(slot)
+                self._give_back(found.dead, error)
             raise
         core.membership.finish_recovery(slot)
         done("finish")
         log.warning("volume %s: recovered %s", core.name, found)
         self._reaper.kick()
         return found
+
+    def recover_or_fail(self, slot: int) -> None:
+        """As `recover`, again until it is done or the slot is FAILED: for a mount that is to go on in either case."""
+        for attempt in range(1, _TRIES_MAX + 1):
+            try:
+                self.recover(slot)
+                return
+            except DeviceError:
+                if attempt == _TRIES_MAX:
+                    raise
+            self._core.clock.sleep(_TRY_PAUSE_SECONDS)
+
+    def _give_back(self, dead: SlotRecord, error: VmfsError) -> None:
+        """Leave the slot to another host, or to an operator when the storage failed too often (R6)."""
+        core = self._core
+        if isinstance(error, DeviceError) and not isinstance(error, ReservationConflict):
+            self._errors[dead.holder] += 1
+            if self._errors[dead.holder] >= _TRIES_MAX:
+                core.membership.fail_recovery(dead.slot)
+                log.error(_FAILED, core.name, dead.host_name, dead.slot, error, dead.slot)
+                return
+        core.membership.hand_back(dead.slot)
 
     def _give_up_journal(self, dead: SlotRecord) -> None:
         """Make a journal that cannot be read an empty one of no incarnation: whoever claims the slot begins its own."""
