@@ -10,7 +10,8 @@ import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamHost, RamVolume
 from vmfs.errors import VmfsError
-from vmfs.fuse.contract import ROOT_ID
+from vmfs.fuse.contract import ROOT_ID, SetAttr
+from vmfs.ondisk.lock import Guards
 
 STALL = r"the lease has run out|lease is valid again"
 
@@ -77,3 +78,36 @@ def test_reads_and_writes_wait_for_the_lease(ram: RamVolume) -> None:
     _lapse(host)
     assert host.read(reader, 3 * BLOCK, 512) == b"\3" * 512
     host.close(node, reader)
+
+
+@pytest.mark.expected_log(STALL)
+def test_operations_on_names_and_attributes_wait_for_the_lease(ram: RamVolume) -> None:
+    """As reads and writes do: a stall of the storage costs time and fails nothing."""
+    host, other = ram.host("esx1"), ram.host("esx2")
+    node, fh = host.create("disk")
+    host.write(fh, 0, b"\1" * (2 * BLOCK))
+    host.close(node, fh)
+    directory = host.fs.mkdir(CONTEXT, ROOT_ID, b"folder", 0o755).nodeid
+    host.core.transactions.settle()
+    operations = (
+        lambda: host.fs.mknod(CONTEXT, directory, b"made", 0o100644, 0),
+        lambda: host.fs.link(CONTEXT, node, directory, b"linked"),
+        lambda: host.fs.rename(CONTEXT, directory, b"linked", ROOT_ID, b"renamed", 0),
+        lambda: host.fs.unlink(CONTEXT, ROOT_ID, b"renamed"),
+        lambda: host.fs.setattr(CONTEXT, node, None, SetAttr(mode=0o600)),
+        lambda: host.fs.setattr(CONTEXT, node, None, SetAttr(size=BLOCK + 100)),
+        lambda: host.fs.setxattr(CONTEXT, node, b"user.a", b"b", 0),
+        lambda: host.close(*host.create("new")),
+        lambda: host.clone(node, "clone"),
+        lambda: other.fs.lookup(CONTEXT, ROOT_ID, b"clone"),
+        lambda: other.fs.unlink(CONTEXT, ROOT_ID, b"clone"),
+        lambda: host.fs.statfs(CONTEXT, ROOT_ID),
+    )
+    for operation in operations:
+        for each in (host, other):
+            for tenure in each.core.locks.all_held():  # what is held needs no lease to be used again
+                if tenure.guards is Guards.INODE:
+                    each.core.locks.release(tenure.address)
+        _lapse(host)
+        _lapse(other)
+        operation()

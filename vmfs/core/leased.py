@@ -32,10 +32,11 @@ class MemberLease:
 
 
 class PatientLease:
-    """The lease for what must not be given up half-way: where it has run out, waits until it is valid again.
+    """The lease for what should not be given up half-way: where it has run out, waits until it is valid again.
 
-    Nothing is lost by that. A host that lost its lease and was not fenced meanwhile still has its slot, so its journal
-    and all its locks; and nothing is submitted before the lease is back.
+    Nothing is lost by that, and a commit that was cut off would be the mount's end. A host that lost its lease and was
+    not fenced meanwhile still has its slot, so its journal and all its locks; and nothing is submitted before the lease
+    is back.
     """
 
     def __init__(self, check: Callable[[], None], clock: Clock) -> None:

@@ -38,12 +38,13 @@ from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
 from vmfs.core.layers import Cloner
-from vmfs.core.leased import LeasedIO, MemberLease, PatientLease
+from vmfs.core.leased import LeasedIO, PatientLease
 from vmfs.core.makeinode import InodeMaker
 from vmfs.core.namespace import Namespace
 from vmfs.core.objects import OrphansObject
 from vmfs.core.openfile import OpenFiles
 from vmfs.core.operations import FileSystem
+from vmfs.core.patientlocks import PatientLocks
 from vmfs.core.publisher import Publisher
 from vmfs.core.reaper import Reaper
 from vmfs.core.recovering import SlotLooker, SlotRecoverer
@@ -152,11 +153,10 @@ class MountedVolume:
         sb = volume.superblock
         membership = self.membership
         holder = membership.holder
-        io = LeasedIO(volume.extents, MemberLease(membership), self._flights)
         self._patience = PatientLease(membership.check_lease, clock)
-        committing = LeasedIO(volume.extents, self._patience, self._flights)  # cut off, it would be the mount's end
+        io = LeasedIO(volume.extents, self._patience, self._flights)
         self._journal = journal = Journal(
-            committing, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
+            io, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
         )  # fmt: skip
         store = Store(io, geometry, volume.uuid)
@@ -164,20 +164,22 @@ class MountedVolume:
         units = Units(groups, geometry, store, clock)
         slot_lock = geometry.slot_address(holder.slot)
         store.hold(slot_lock, holder.incarnation)
-        transactions = Transactions(committing, journal, volume.uuid, sb.label, store.version, groups.on_settled)
-        locks = LockManager(
+        transactions = Transactions(io, journal, volume.uuid, sb.label, store.version, groups.on_settled)
+        locks = PatientLocks(
             membership, clock,
             before_release=self._before_release,
             recover=self._recover_slot,
             describe=self._describe_lock,
             rng=rng,
         )  # fmt: skip
+        locks.patience = self._patience
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
             data=BlockIO(volume.extents, self._flights), store=store, groups=groups, units=units,
             transactions=transactions,
             maps=MapWriter(store, units), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
             read_only=read_only, lock_proof=self._lock_proof,
+            patience=self._patience,
         )  # fmt: skip
         self._build_operations(core)
         self._locks = locks

@@ -100,7 +100,7 @@ class SlowWriter:
                 with self._promised(file, block, block, 0) as pieces:
                     memory = self._core.scratch.take(self._core.block_bytes)
                     self._fill(file, block, memory)
-                    self._core.membership.check_lease()
+                    self._core.patience.check()
                     self._core.data.write(pieces[0].address, memory)
                     self._space.run(lambda op: self._commit(op, file, pieces, 0))
                 return
@@ -116,7 +116,7 @@ class SlowWriter:
         memory[low - start : high - start] = bytes(high - low)
         if end - start > 2 * self._sector:
             memory[self._sector : -self._sector] = bytes(end - start - 2 * self._sector)
-        self._core.membership.check_lease()
+        self._core.patience.check()
         self._core.data.write(address + start, memory)
 
     def clean_tail(self, file: OpenFile) -> None:
@@ -129,7 +129,7 @@ class SlowWriter:
         start = low & -self._sector
         memory = core.scratch.take(core.block_bytes - start)
         core.data.read((pointer & ADDRESS_MASK) + start, memory)
-        core.membership.check_lease()
+        core.patience.check()
         behind = memory[low - start :].tobytes()
         if behind.count(0) == len(behind):
             return

@@ -13,7 +13,7 @@ from vmfs.cluster.watchdog import Watchdog
 from vmfs.core.blockio import BlockIO, Scratch
 from vmfs.core.filemap import MapWriter
 from vmfs.core.groups import Groups
-from vmfs.core.leased import LeasedIO
+from vmfs.core.leased import Lease, LeasedIO
 from vmfs.core.objects import OrphansObject
 from vmfs.core.store import Store
 from vmfs.core.transactions import Transactions
@@ -53,6 +53,8 @@ class Core:
     maps: MapWriter
     orphans: OrphansObject
     random: random.Random
+    patience: Lease
+    """Where a lease is looked at by what may wait for one."""
     read_only: bool = False
     lock_proof: str = ""  # what was shown at mount of the lock method
     watchdogs: list[Watchdog] = field(default_factory=list)
