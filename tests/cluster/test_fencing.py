@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,6 +160,29 @@ def test_what_the_dead_left_is_swept_and_nothing_else(lun: RamDevice, fenced: Ma
     assert registered(lun) == sorted([key, key_of(two.membership.holder), *kept])
     two.leave()
     one.leave()
+
+
+class KernelDisk(RamDevice):
+    """As the kernel's disks are: a descriptor, and one nexus for all who open it."""
+
+    descriptor = -1
+
+    def fileno(self) -> int | None:
+        return self.descriptor
+
+
+def test_one_nexus_a_machine_is_one_mounts_alone(lun: RamDevice, fenced: MakeHost, tmp_path: Path) -> None:
+    """Else the second mount would replace the first one's key, and nobody could fence the first one any more."""
+    disk = KernelDisk(SIZE, reservations=True)
+    disk.__dict__.update({k: v for k, v in lun.__dict__.items() if k in ("_memory", "_mutex", "_lun")})
+    with (tmp_path / "disk").open("wb") as file:
+        disk.descriptor = file.fileno()
+        one = fenced("esx1", device=disk).join()
+        with pytest.raises(FencingUnusable, match="another mount on this machine, which has one nexus"):
+            fenced("esx2", device=disk).join()
+        assert registered(lun) == [key_of(one.membership.holder)]
+        one.leave()
+        fenced("esx2", device=disk).join().leave()
 
 
 # -- the proof -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from vmfs.clock import Clock
 from vmfs.cluster.keys import KeyKind, holder_of, key_of, kind_of
+from vmfs.cluster.nexuslock import NexusBusy, NexusLock
 from vmfs.devices.contract import Device
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, PlainPreempt, Reservations
@@ -131,6 +132,7 @@ class ReservationFence:
         self._proved = 0
         self._known: dict[int, Reservations] = {}  # by extent
         self._gate: WriteGate | None = None
+        self._nexuses: dict[int, NexusLock] = {}  # by extent
         self._key = 0
 
     def guard(self, on_refused: Callable[[str], None]) -> None:
@@ -138,6 +140,7 @@ class ReservationFence:
 
     def prepare(self, me: Holder) -> None:
         self._key = key_of(me)
+        self._hold_nexuses()
         for device, theirs in self._each():
             theirs.register(self._key)
             found = theirs.reservation()
@@ -147,6 +150,19 @@ class ReservationFence:
             if found is None or found.type != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
                 kind = "cannot be reserved" if found is None else f"has a reservation of type {found.type:x}h"
                 raise FencingUnusable(self._volume, device.name, f"{kind} (needed: 7h)")
+
+    def _hold_nexuses(self) -> None:
+        """Where this machine has one nexus for all its processes, have it to ourselves."""
+        for index in range(len(self._extents)):
+            device = self._extents.device(index)
+            fd = device.fileno()
+            if fd is None or index in self._nexuses:
+                continue
+            try:
+                self._nexuses[index] = NexusLock(fd)
+            except NexusBusy:
+                reason = "is in use by another mount on this machine, which has one nexus to it for all of them"
+                raise FencingUnusable(self._volume, device.name, reason) from None
 
     def prove(self, me: Holder) -> None:
         self._proved = sum(self._proof(device, theirs, me) for device, theirs in self._each())
@@ -238,6 +254,9 @@ class ReservationFence:
                 theirs.unregister()
             except VmfsError as error:  # the other extents must not keep a registration because of this one
                 failure = error
+        for held in self._nexuses.values():
+            held.release()
+        self._nexuses.clear()
         if failure is not None:
             raise failure
 
