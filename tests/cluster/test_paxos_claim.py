@@ -20,7 +20,7 @@ LAYOUT = PaxosLayout(512, 3, PREFIX)
 
 
 class Gate:
-    """One free slot, and hosts that want it. Each I/O takes up to 40 ms, and none waits for its turn beyond 250 ms."""
+    """One free slot, and hosts that want it. Each I/O takes 20 ms, and none waits for its turn much beyond 250 ms."""
 
     def __init__(self, rng: random.Random) -> None:
         self.ram = RamDevice(64 << 10)

@@ -238,7 +238,7 @@ class PaxosRegisters:
             raise self._error(address, "this host has no lease, and its slot is not its own any more")
         if address == home.address:
             sector = replace(sector, claimant=NO_CLAIMANT if home.taken else home.claimant)
-            self._home_written = (*self._home_written[-1:], sector)
+            self._home_written = (*self._home_written, sector)
         self.put_sector(address, sector)
         if address == home.address:
             self._home_written = (sector,)
@@ -267,18 +267,21 @@ class PaxosRegisters:
             doubt = self._doubts.get(address)
         while doubt is not None:
             left = doubt.until - self.clock.now()
-            if left <= 0 or self._shows(address, doubt.sent):
+            found = self._own_sector(address, doubt.sent.index)
+            if left <= 0 or found == doubt.sent:
+                if self.home is not None and address == self.home.address and found in self._home_written:
+                    self._home_written = (found,)
                 with self._mutex:
                     del self._doubts[address]
                 self._memory.forget(address)  # a read that began in between may still come back with the sector before
                 return
             self.clock.sleep(min(left, _DOUBT_POLL_S))
 
-    def _shows(self, address: int, sent: Sector) -> bool:
+    def _own_sector(self, address: int, index: int) -> Sector | None:
         try:
-            return self.look_block(address).sectors[sent.index] == sent
+            return self.look_block(address).sectors[index]
         except DamagedBlock:  # a block that is being created
-            return False
+            return None
 
     def _may_write(self) -> bool:
         """Whether this mount is still who it was: its lease is valid, or nobody has touched its own sector."""
