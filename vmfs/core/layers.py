@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from contextlib import ExitStack
-from errno import EEXIST, EINVAL, EISDIR
+from errno import EEXIST, EINVAL, EISDIR, EROFS
 from typing import Final
 
 from vmfs.core.directories import DirectoryWriter, new_entry
@@ -57,10 +57,12 @@ class Cloner:
     def clone(self, source: int, parent: int, name: bytes, uid: int, gid: int) -> int:
         """Make `name` in `parent` a clone of file `source` as it is at one moment; returns its inode number.
 
-        Writes that completed before are in the clone, later ones are not. OSError(EEXIST, EISDIR, EINVAL, ESTALE,
-        EBUSY when another host has the source open for writing); NoSpace.
+        Writes that completed before are in the clone, later ones are not. OSError(EEXIST, EISDIR, EINVAL, EROFS,
+        ESTALE, EBUSY when another host has the source open for writing); NoSpace.
         """
         check_name(name)
+        if self._core.read_only:
+            raise OSError(EROFS, "the mount is read-only")
         with self._maker.place() as layer, self._maker.place() as place, ExitStack() as stack:
             stack.enter_context(self._inodes.locked(source, directories=(parent,)))
             above = self._inodes.look(source).inode

@@ -132,9 +132,13 @@ class OpenFile:
                 self.size = seen.inode.size
                 self.since = seen.since
 
-    def expire(self) -> None:
-        """Have the next reader look again."""
+    def look_again(self) -> None:
+        """Have the next reader look at the inode again."""
         self.since = -1e18
+
+    def expire(self) -> None:
+        """Have the next reader look again, and forget the map."""
+        self.look_again()
         self.version = -1
         self._inodes.forget(self.number)
 

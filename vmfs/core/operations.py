@@ -227,7 +227,8 @@ class FileSystem:
         number = self._number(nodeid)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         truncates = bool(flags & os.O_TRUNC) and self.negotiated is not None and self.negotiated.atomic_o_trunc
-        inode = self._inodes.look(number).inode
+        # Anew, so that who opens a file sees what was synced before, wherever that was; a writer looks under the lock.
+        inode = self._inodes.look(number, fresh=not writes).inode
         if inode.is_directory:
             raise OSError(EISDIR, "is a directory")
         if inode.is_layer:
@@ -236,7 +237,7 @@ class FileSystem:
             raise OSError(EROFS, "the mount is read-only")
         if (fh := self._legacy.opened.pop(ctx.unique, None)) is not None and fh in self._files.handles:
             return OpenReply(fh, cache_policy(flags))
-        handle = self._open_for_writing(number, flags) if writes else self._open_for_reading(number, inode, flags)
+        handle = self._open_for_writing(inode, flags) if writes else self._open_for_reading(inode, flags)
         fh = self._add(handle, ctx.unique)
         try:
             if truncates:
@@ -259,29 +260,31 @@ class FileSystem:
         self._close(fh)
         raise OSError(ENFILE, "too many files are open in this mount")
 
-    def _open_for_reading(self, number: int, inode: Inode, flags: int) -> Handle:
+    def _open_for_reading(self, inode: Inode, flags: int) -> Handle:
         with self._core.transactions.mutex:
-            return Handle(self._files.get(self._core, self._inodes, number, inode.inode_generation), flags, None)
+            file = self._files.get(self._core, self._inodes, inode.number, inode.inode_generation)
+            file.look_again()
+            return Handle(file, flags, None)
 
-    def _open_for_writing(self, number: int, flags: int) -> Handle:
+    def _open_for_writing(self, inode: Inode, flags: int) -> Handle:
         core = self._core
-        lock = self._inodes.lock_address(number)
+        lock = self._inodes.lock_address(inode.number)
         try:
             tenure = core.locks.acquire(lock, Guards.INODE, LockMode.EXCLUSIVE, wait=LOCK_WAIT_SECONDS)
         except LockedByOther as error:
             raise self._inodes.busy(error) from error
         try:
             with core.transactions.mutex:
-                return self._begin_writing(number, flags, tenure)
+                return self._begin_writing(inode.number, inode.inode_generation, flags, tenure)
         except BaseException:
             core.locks.unpin(tenure)
             raise
 
-    def _begin_writing(self, number: int, flags: int, tenure: Tenure) -> Handle:
+    def _begin_writing(self, number: int, generation: int, flags: int, tenure: Tenure) -> Handle:
         self._core.store.hold(tenure.address, tenure.version)
         self._inodes.forget(number)
-        inode = self._inodes.owned(number).inode
-        file = self._files.get(self._core, self._inodes, number, inode.inode_generation)
+        self._inodes.owned(number, generation)
+        file = self._files.get(self._core, self._inodes, number, generation)
         try:
             file.start_writing()
         except BaseException:
@@ -386,7 +389,7 @@ class FileSystem:
         inode = self._inodes.look(number).inode
         if not inode.is_directory:
             raise OSError(ENOTDIR, "is no directory")
-        handle = self._open_for_reading(number, inode, flags)  # one that is removed stays until its users are gone
+        handle = self._open_for_reading(inode, flags)  # one that is removed stays until its users are gone
         return OpenReply(self._add(handle, ctx.unique))
 
     def releasedir(self, nodeid: int, fh: int) -> None:

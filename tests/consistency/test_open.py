@@ -1,0 +1,45 @@
+"""What a host sees at the moment when it opens a file that another one has changed."""
+
+from __future__ import annotations
+
+import os
+from errno import EROFS
+
+import pytest
+
+from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
+from vmfs.fuse.contract import SetAttr
+
+
+def test_who_opens_a_file_sees_what_was_synced_before(ram: RamVolume) -> None:
+    """At once, although the reader had looked at the file a moment ago, and has it open besides."""
+    writer, reader = ram.host("esx1"), ram.host("esx2")
+    node, fh = writer.create("log")
+    opened = []
+    for size in (100, BLOCK, 70 * BLOCK + 5, 10):
+        if size == 10:
+            writer.fs.setattr(CONTEXT, node, fh, SetAttr(size=0))
+        writer.write(fh, 0, b"\1" * min(size, BLOCK))
+        writer.write(fh, size - 1, b"\2")
+        writer.fs.fsync(CONTEXT, node, fh, False)
+        opened.append(reader.open(node, os.O_RDONLY))
+        assert reader.read(opened[-1], size - 1, 100) == b"\2"
+        assert reader.read(opened[-1], 0, 1) == b"\1"
+    for handle in opened:
+        reader.close(node, handle)
+    writer.close(node, fh)
+
+
+def test_a_mount_that_is_read_only_says_so(ram: RamVolume) -> None:
+    """EROFS, as every file system does, to whoever gets by the kernel's own check."""
+    host = ram.host("esx1")
+    node, fh = host.create("file")
+    host.close(node, fh)
+    host.core.transactions.settle()
+    host.core.read_only = True
+    attempts = (lambda: host.open(node), lambda: host.clone(node, "copy"))
+    for attempt in attempts:
+        with pytest.raises(OSError, match="read-only") as told:
+            attempt()
+        assert told.value.errno == EROFS
+    host.core.read_only = False
