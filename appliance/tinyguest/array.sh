@@ -23,9 +23,9 @@ fail() {
     poweroff -f
 }
 
-# $1 = file, $2 = value
+# $1 = file, $2 = value. Without a newline, which would be part of a password.
 set_to() {
-    echo "$2" > "$1" || fail "writing $2 to $1"
+    printf '%s' "$2" > "$1" || fail "writing $2 to $1"
 }
 
 # $1 = the disk's name (vda)

@@ -59,7 +59,7 @@ ARRAY = Role(
         "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "crc32c_generic", "iscsi_target_mod",
         "target_core_iblock",
     ),
-    applets=("sh", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "sleep", "uname", "wc"),
+    applets=("sh", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "printf", "sleep", "uname", "wc"),
     # Where LIO keeps registrations that outlive a power cut, in older and in newer kernels.
     directories=("var", "var/target", "var/target/pr", "etc", "etc/target", "etc/target/pr"),
 )  # fmt: skip

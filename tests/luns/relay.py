@@ -56,6 +56,7 @@ class Relay:
         self._mutex = threading.Lock()
         self._pairs: list[_Pair] = []
         self._state = _State.UP
+        self._late = False  # what waited in the listener's queue is passed on although its host has gone
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -93,6 +94,7 @@ class Relay:
         with self._mutex:
             if self._state is _State.CUT and state is _State.UP:
                 self._close_pairs([pair for pair in self._pairs if _is_reset(pair.sockets[0])])
+            self._late = self._state is _State.HELD or (self._late and state is not _State.CUT)
             self._state = state
         os.eventfd_write(self._bell, 1)
 
@@ -135,6 +137,9 @@ class Relay:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             client, _ = self._listener.accept()
+            if not self._late and _is_reset(client):
+                client.close()  # made and given up while nothing passed: the target never hears of it
+                return
             try:
                 server = socket.create_connection(self._target, timeout=1)
             except OSError:

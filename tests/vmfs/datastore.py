@@ -50,8 +50,9 @@ class Mount:
     """One mount of a volume, served by a process of its own."""
 
     def __init__(
-        self, datastore: Datastore, path: Path, host: str, options: tuple[str, ...], *, supervised: bool = False
-    ) -> None:
+        self, datastore: Datastore, path: Path, host: str, options: tuple[str, ...], *, supervised: bool = False,
+        device: str | None = None,
+    ) -> None:  # fmt: skip
         self.datastore = datastore
         self.path = path
         self.host = host
@@ -60,7 +61,8 @@ class Mount:
         path.mkdir(exist_ok=True)
         # A test that kills a mount's process means a host that dies: nobody may start another one.
         alone = () if supervised else ("--no-supervisor",)
-        out = vmfsctl("mount", datastore.lun, path, "--host", host, "--log-file", self.log, "--json", *alone, *options)
+        given = device or datastore.lun
+        out = vmfsctl("mount", given, path, "--host", host, "--log-file", self.log, "--json", *alone, *options)
         self.pid: int = json.loads(out.stdout)["pid"]
         self.supervisor: int | None = json.loads(out.stdout)["supervisor"]
         self.mounted = True
@@ -107,7 +109,7 @@ class Datastore:
 
     def __init__(self, folder: Path, size: str = "4G", *options: str, quick: bool = True) -> None:
         self.folder = folder
-        self.lun = folder / "lun.img"
+        self.lun: Path | str = folder / "lun.img"
         self.mounts: list[Mount] = []
         self._expected: list[str] = []
         timers = QUICK_TIMERS if quick else ()
@@ -115,11 +117,12 @@ class Datastore:
 
     def mount(
         self, host: str, *options: str, boot_id: uuid.UUID | None = None, at: str | None = None,
-        supervised: bool = False,
+        supervised: bool = False, device: str | None = None,
     ) -> Mount:  # fmt: skip
-        """Mount it as a host of that name, on a directory of that name."""
+        """Mount it as a host of that name, on a directory of that name; `device`: how this host reaches the LUN."""
         boot = () if boot_id is None else ("--boot-id", str(boot_id))
-        mounted = Mount(self, self.folder / (at or host), host, (*boot, *options), supervised=supervised)
+        where = self.folder / (at or host)
+        mounted = Mount(self, where, host, (*boot, *options), supervised=supervised, device=device)
         self.mounts.append(mounted)
         return mounted
 
@@ -155,7 +158,8 @@ class Datastore:
         """Put everything away, whatever happened."""
         for mount in self.mounts:
             mount.put_away()
-        self.lun.unlink(missing_ok=True)
+        if isinstance(self.lun, Path):
+            self.lun.unlink(missing_ok=True)
 
 
 @contextmanager
