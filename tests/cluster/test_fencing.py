@@ -388,7 +388,7 @@ def test_a_host_that_lost_its_registration_registers_again_and_goes_on(lun: RamD
     of(one.device).unregister()
     with pytest.raises(ReservationConflict):
         one.extents.write(COUNTER_AT, bytes(512))
-    until(lambda: one.membership.doubt is None and one.membership.lease_valid(one.clock.now()), "it goes on")
+    until(lambda: one.membership.standing.doubt is None and one.membership.lease_valid(one.clock.now()), "it goes on")
     one.membership.check_lease()
     one.extents.write(COUNTER_AT, bytes(512))
     assert key_of(one.membership.holder) in registered(lun)

@@ -87,7 +87,7 @@ def test_a_fenced_host_fails_its_users_and_changes_nothing(volume: RamVolume) ->
         if recovery._swap(slot, view.raw, taken):
             break
         view = one.core.membership.region.read(slot)
-    two.core.membership.fence.cut_off([record.holder])
+    two.core.membership.standing.fence.cut_off([record.holder])
     after = volume.device.read(0, volume.device.size_bytes)
     assert failed.wait(WAIT_S)
     thread.join(WAIT_S)

@@ -12,6 +12,13 @@ compare-and-write. The rules are R1 to R12 of docs/locking.md; comments name the
     heartbeat    SlotKeeper: this host's own slot image, and its renewal (R4)
     claim        finding and taking a free slot; refusing a second mount under one name
     recovery     the states of a dead slot (R2, R6) and the proofs of death
+    keys         reservation keys of incarnations (R3)
+    fencing      Fence: what ends the writes of the dead, by reservations or not at all (R2)
+    fenceproof   proof that a LUN's reservations fence; registrations of tools
+    nexuslock    one mount a machine where the machine has one nexus (R3)
+    standing     Standing: how a mount stands with its LUNs after one has refused it (R3)
+    evict        a silent process of this machine is killed before it is broken (R2)
+    watchdog     a device that resets this machine when its lease is gone
     requests     what this host asks of others through its slot
     membership   Membership: the face of all that; the lease (R1), the heartbeat thread
     locktable    the locks that this host has in hand: Tenure, LockRequest, LockView
@@ -31,7 +38,8 @@ The surface, in short (each name is exported by its module)::
 
     m = Membership(region, identity, timers, clock, volume_name="ds1", superblock_address=None,
                    callbacks=MembershipCallbacks(on_request=, on_superblock_bytes=, on_fenced=, on_lease_expired=,
-                                                 on_lease_resumed=), rng=Random())
+                                                 on_lease_resumed=), rng=Random(),
+                   fence=ReservationFence(extents, "ds1", clock))       # None: NoFence
     m.claim() -> SlotRecord          # HostNameInUse, NoFreeSlot; starts no thread
     m.predecessors -> tuple[int, ...]         # dead slots under this host's own name, to be recovered first
     m.start()                        # the heartbeat thread; m.beat() is one beat by hand, for simulators
@@ -40,7 +48,7 @@ The surface, in short (each name is exported by its module)::
     m.snapshot -> RegionSnapshot | None;  m.read_slot(slot) -> SlotView (fresh)
     m.post_request(kind, to_slot, target, argument=0) -> serial;  m.clear_request(serial)
     m.dead_slots() -> dict[int, DeathProof];  m.dead_slots_of_this_boot() -> tuple[int, ...]
-    m.begin_recovery(slot, operator=False) -> SlotRecord      # its .holder names the incarnation to replay
+    m.begin_recovery(slot, operator=False) -> SlotRecord      # its .holder, fenced off, is the incarnation to replay
     m.finish_recovery(slot);  m.hand_back(slot);  m.fail_recovery(slot)
     m.leave()                        # after the caller has flushed; ends the threads and frees the slot
     m.abandon()                      # ends the threads and leaves the slot as it is (R1 was broken, or a test's crash)

@@ -24,6 +24,7 @@ from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.recovery import DeathProof, Recovery
 from vmfs.cluster.region import RegionSnapshot, SlotRegion, SlotView
 from vmfs.cluster.requests import RequestBoard
+from vmfs.cluster.standing import Standing
 from vmfs.cluster.timers import Timers
 from vmfs.cluster.watcher import Watcher
 from vmfs.errors import LeaseExpired, LeaseLost, MountClosing, VmfsError
@@ -60,7 +61,7 @@ class Membership:
     """One mount's membership, from `claim` to `leave` or `abandon`.
 
     Threads: "vmfs-heartbeat-NAME" beats, "vmfs-lease-NAME" watches the lease; both end at `leave` and `abandon`.
-    `_mutex` guards `_expired`, `doubt` and the change of `lease_deadline`; it is never held over I/O or a callback.
+    `_mutex` guards `_expired` and the change of `lease_deadline`; it is never held over I/O or a callback.
     `snapshot` and `lease_deadline` are plain attributes, replaced whole, so the data plane reads them without a lock.
     """
 
@@ -84,15 +85,14 @@ class Membership:
         self.volume_name = volume_name
         self.callbacks = callbacks or MembershipCallbacks()
         self.watcher = Watcher(timers)
-        self.fence = fence or NoFence()
+        self.standing = Standing(fence or NoFence(), region, volume_name, self._suspend)
         self.recovery = Recovery(
-            region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease, self.fence
+            region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease,
+            self.standing.fence,
         )
         self.snapshot: RegionSnapshot | None = None
         self.lease_deadline: float = -math.inf
         self.predecessors: tuple[int, ...] = ()
-        self.doubt: str | None = None
-        """Why it is not known whether this mount may still write: what a LUN said that refused it (R3)."""
         self.fenced_by: str | None = None
         """Who has taken this mount for dead, for people."""
         self._clock = clock
@@ -122,17 +122,17 @@ class Membership:
         """
         if self._keeper is not None:
             raise ValueError("this membership has claimed its slot already")
-        self.fence.guard(self._suspect)
+        self.standing.begin()
         claimer = Claimer(
             self.region, self.identity, self.timers, self._clock, self.watcher, self._random, self.volume_name,
-            self.recovery.dead, is_usable, self.fence.prepare,
+            self.recovery.dead, is_usable, self.standing.fence.prepare,
         )  # fmt: skip
         try:
             claimed = claimer.claim()
             self._keeper = SlotKeeper(self.region, self._clock, claimed.image)
-            self._prove_fencing(self._keeper)
+            self.standing.prove(self._keeper)
         except BaseException:
-            self._leave_fence()
+            self.standing.end()
             raise
         self.predecessors = claimed.predecessors
         self.lease_deadline = claimed.image.first_submitted + self.timers.usable_lease_s
@@ -140,30 +140,6 @@ class Membership:
         record = claimed.image.record
         _log.info("%s: host %s has slot %d, incarnation %d", self.volume_name, record.host_name, *self._me())
         return record
-
-    def _prove_fencing(self, keeper: SlotKeeper) -> None:
-        try:
-            self.fence.prove(keeper.landed.record.occupant)
-        except VmfsError:
-            keeper.free()
-            raise
-        try:
-            swept = self.fence.sweep(self._incarnation_of)
-        except VmfsError as e:
-            _log.warning("%s: registrations of hosts that are gone could not be taken away: %s", self.volume_name, e)
-        else:
-            if swept:
-                _log.info("%s: %d registrations of hosts that are gone were taken away", self.volume_name, swept)
-
-    def _incarnation_of(self, slot: int) -> int | None:
-        record = self.region.read(slot).record if slot < self.region.count else None
-        return None if record is None else record.incarnation
-
-    def _leave_fence(self) -> None:
-        try:
-            self.fence.leave()
-        except VmfsError as e:  # the next mount sweeps it away
-            _log.warning("%s: this host's registration could not be taken back: %s", self.volume_name, e)
 
     def settle_in_place(self) -> None:
         """The dead slot that was claimed in place has been replayed and flushed: it becomes this mount's own.
@@ -218,7 +194,7 @@ class Membership:
             _log.warning("%s: an unfinished recovery could not be handed back: %s", self.volume_name, e)
         self.lease_deadline = -math.inf
         freed = keeper.free()
-        self._leave_fence()
+        self.standing.end()
         if not freed:
             raise LeaseLost(self.volume_name, "its heartbeat slot is not its own any more")
 
@@ -341,7 +317,10 @@ class Membership:
         """One heartbeat. `start` has a thread do it every interval; a simulator without threads calls it itself."""
         keeper = self._own()
         self._wake.clear()
-        if self.doubt is not None and (known := self._settle_doubt(keeper)) is not None:
+        known = self.standing.settle(self.holder, keeper)
+        if known is not None:
+            if known is Renewal.FENCED:
+                self._fence()
             return known
         outcome = keeper.renew(self._next_image)
         if outcome is Renewal.FENCED:
@@ -355,31 +334,11 @@ class Membership:
         self._look_around()
         return outcome
 
-    def _suspect(self, refusal: str) -> None:
-        """A LUN has refused a change of this mount: it is fenced, or has lost its registration (R3). In any thread."""
+    def _suspend(self) -> None:
+        """A LUN has refused a change of this mount: nothing more until a heartbeat has told why. In any thread."""
         with self._mutex:
             self.lease_deadline = -math.inf
-            self.doubt = refusal
         self._wake.set()
-
-    def _settle_doubt(self, keeper: SlotKeeper) -> Renewal | None:
-        """Find out which of the two it is. None: this mount is registered again, and goes on with a heartbeat."""
-        refusal = self.doubt
-        if not self._troubled:
-            self._troubled = True
-            _log.warning("%s: a LUN refuses this host; is it fenced? (%s)", self.volume_name, refusal)
-        try:
-            if not self.fence.come_back(self.holder, keeper.is_ours):
-                self._fence()
-                return Renewal.FENCED
-        except VmfsError as e:
-            keeper.last_error = str(e)
-            return Renewal.UNKNOWN
-        with self._mutex:
-            self.doubt = None
-        self.fence.reopen()
-        _log.warning("%s: this host was not fenced: its registration was lost, and is made again", self.volume_name)
-        return None
 
     def _next_image(self, last: SlotRecord) -> SlotRecord:
         requests = (*last.notes, *self._board.current())[:MAX_REQUESTS]
@@ -396,7 +355,7 @@ class Membership:
                 return
             self.watcher.restart()  # before the lease is valid again: counts made across a lapse prove nothing (R4)
         with self._mutex:
-            if self._stopping.is_set() or self.doubt is not None:
+            if self._stopping.is_set() or self.standing.doubt is not None:
                 return
             self.lease_deadline = deadline
             resumed = self._expired and now < deadline
@@ -442,22 +401,13 @@ class Membership:
             first, self._told_fenced = not self._told_fenced, True
         if first:
             slot, incarnation = self._me()
-            self.fenced_by = self._who_fenced(slot)
+            self.fenced_by = self.standing.who_fenced(slot, self.name_of)
             _log.error(
                 "%s: fenced by %s: slot %d is not incarnation %d of this host any more; nothing more is written. "
                 "Unmount, and mount again when the storage is back",
                 self.volume_name, self.fenced_by, slot, incarnation,
             )  # fmt: skip
             self._tell("on_fenced", self.callbacks.on_fenced)
-
-    def _who_fenced(self, slot: int) -> str:
-        try:
-            record = self.region.read(slot).record
-            if record is not None and record.recoverer is not None:
-                return f"host {self.name_of(record.recoverer)}"
-        except STORAGE_ERRORS:
-            pass
-        return "another host"
 
     def _run_heartbeat(self) -> None:
         interval = self.timers.interval_s

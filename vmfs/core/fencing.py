@@ -114,8 +114,8 @@ def lease_text(membership: Membership, now: float) -> str:
         return f"valid for {left:.1f} s"
     if membership.fenced:
         return f"fenced by {membership.fenced_by}: unmount, and mount again when the storage is back"
-    if membership.doubt is not None:
-        return f"suspended, a LUN refuses this host: {membership.doubt}"
+    if membership.standing.doubt is not None:
+        return f"suspended, a LUN refuses this host: {membership.standing.doubt}"
     if math.isinf(left):
         return "given up"
     return f"lapsed since {-left:.1f} s: nothing is written until a heartbeat lands"

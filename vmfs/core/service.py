@@ -92,7 +92,7 @@ class Service:
         return MountFacts(
             self._mountpoint, core.membership.identity.name, holder.slot, holder.incarnation, os.getpid(), state,
             max(0.0, core.membership.lease_deadline - now), core.read_only, self._since_ns, _kernel_facts(agreed),
-            fencing_in_use(core.volume, core.membership.fence, core.membership.identity, core.watchdogs),
+            fencing_in_use(core.volume, core.membership.standing.fence, core.membership.identity, core.watchdogs),
             lease_text(core.membership, now),
             self._link.supervisor if self._link is not None else 0,
             self._link.estate.takeovers if self._link is not None else 0,
