@@ -39,9 +39,15 @@ _SETTLE_S: Final = 0.5  # a late write is there within milliseconds of SIGCONT: 
 
 # Several processes, as several guests would be: each writes a page, waits for its end, writes another.
 _WRITER: Final = """
-import mmap, os, random, sys
+import errno, mmap, os, random, sys
 path, size, ready = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+while True:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        break
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # the other host has just used it
+            raise
 page = mmap.mmap(-1, 4096)
 page[:] = b"\\x11" * 4096
 os.write(ready, b"x")
