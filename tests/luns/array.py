@@ -11,7 +11,7 @@ from tests.luns.lun import Lun, free_port, sparse_file, wait_accepting
 TARGET = "iqn.2026-01.io.azekura.test:array"
 CHAP_TARGET = "iqn.2026-01.io.azekura.test:chap"
 CHAP_USER, CHAP_PASSWORD = "esx", "the-hosts-own-secret"
-CHAP_TARGET_USER, CHAP_TARGET_PASSWORD = "array", "the-arrays-secret"
+CHAP_TARGET_USER, CHAP_TARGET_PASSWORD = "array1", "the-arrays-secret"  # six letters: see iscsi.credentials
 LARGE_BYTES, SMALL_BYTES = 512 << 20, 8 << 20
 LUNS = ((512, LARGE_BYTES), (4096, LARGE_BYTES), (512, LARGE_BYTES), (512, SMALL_BYTES), (4096, SMALL_BYTES))
 """(bytes of a sector, size) of the LUNs, by number."""

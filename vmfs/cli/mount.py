@@ -12,9 +12,11 @@ from uuid import UUID
 
 import click
 
+from vmfs.cli.credentials import credentials_option
 from vmfs.cli.output import printable, show_json
 from vmfs.control.contract import DATA_THREADS, MountOptions
 from vmfs.daemon import run_background, run_foreground
+from vmfs.devices.iscsi.credentials import chosen_file
 from vmfs.fuse.errors import NotRoot
 from vmfs.mountlog import SYSLOG, MountLog, default_log_file
 from vmfs.supervisor.launch import run_supervised
@@ -27,6 +29,11 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 @click.command("mount", short_help="Mount a volume on this host.")
 @click.argument("devices", metavar="DEVICE...", nargs=-1)
 @click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.option("--scan", is_flag=True, help="Find the extents that are not given among this machine's devices.")
+@click.option(
+    "--scan-in", "places", multiple=True, metavar="DIR|PATTERN", help="As --scan, among these files and devices too."
+)
+@click.option("--volume", metavar="NAME|UUID", help="As --scan, of this volume.")
 @click.option("--host", metavar="NAME", help="This host's name among the volume's.  [default: the machine's name]")
 @click.option(
     "--boot-id",
@@ -54,10 +61,14 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 )
 @click.option("--log-file", metavar="FILE", help='Log to FILE, or to "syslog".  [default: a file in /run/azekura/log]')
 @click.option("--log-level", type=click.Choice(list(_LEVELS)), default="info", show_default=True)
+@credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was mounted as JSON.")
 def mount_command(
     devices: tuple[str, ...],
     mountpoint: str,
+    scan: bool,
+    places: tuple[str, ...],
+    volume: str | None,
     host: str | None,
     boot_id: UUID | None,
     options: tuple[str, ...],
@@ -79,8 +90,11 @@ def mount_command(
       vmfsctl mount /dev/sdb /mnt/ds1
       vmfsctl mount lun.img /mnt/a --host esx1
       vmfsctl mount /dev/sdb /mnt/ds1 -o ro --foreground
+      vmfsctl mount --scan --volume ds1 /mnt/ds1
+      vmfsctl mount iscsi://10.0.0.5/iqn.2026-01.com.example:vol1/0 /mnt/ds1
     """
-    if not devices:
+    looks = scan or bool(places) or volume is not None
+    if not devices and not looks:
         raise click.UsageError(f"{mountpoint!r} alone does not do: give the volume's devices, then the mount point")
     if in_flight is not None and not 0 <= in_flight <= _IN_FLIGHT_MAX_SECONDS:
         raise click.UsageError(f"--in-flight: {in_flight} is not between 0 and {_IN_FLIGHT_MAX_SECONDS}")
@@ -91,6 +105,10 @@ def mount_command(
     )
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {mountpoint}")
+    if looks:
+        from vmfs.scanning import complete
+
+        wanted = replace(wanted, devices=complete(wanted.devices, volume, places))
     if foreground:
         from vmfs.core.mounting import serve
 
@@ -133,6 +151,7 @@ def _mount_options(
         boot_id=boot_id,
         read_only=read_only,
         init_mask=mask or 0,
+        credentials=None if (file := chosen_file()) is None else str(file),
         data_threads=DATA_THREADS if threads is None else threads,
         log_level=level,
         options=given,

@@ -5,9 +5,12 @@ The file is TOML, a table for each target, by "PORTAL/TARGET" or by "TARGET" alo
     ["10.0.0.5:3260/iqn.2026-01.com.example:vol1"]
     user = "esx1"
     password = "at least twelve letters"
-    target_user = "array"                # both or neither: the target must prove itself too (mutual CHAP)
+    target_user = "array1"               # both or neither: the target must prove itself too (mutual CHAP)
     target_password = "another secret"
     initiator = "iqn.2026-01.com.example:esx1"   # the name to log in by, instead of the host's own
+
+With a Linux LIO target, libiscsi 1.19 takes mutual CHAP only if `target_user` has 2, 6, 10... letters: LIO fills its
+answer up to a multiple of four bytes with rubbish, which the library tries to read.
 
 All keys but `user` and `password` may be left out; these two as well where only `initiator` is given.
 """
