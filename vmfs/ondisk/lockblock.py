@@ -1,8 +1,9 @@
 """Lock blocks: the places that hosts change by compare-and-write alone.
 
-A lock block is `lock_block_bytes` long (4096 by default, larger multiples where a volume uses the Paxos register for
-many hosts). Its first logical sector (512 or 4096 bytes) holds one record, a heartbeat slot (`vmfs.ondisk.slot`) or a
-lock (`vmfs.ondisk.lock`); the rest of the block is zeros. Little-endian throughout. In the sector:
+A lock block is `lock_block_bytes` long (4096, or larger multiples where a volume uses Disk-Paxos registers for many
+hosts). Its first logical sector (512 or 4096 bytes) holds one record, a heartbeat slot (`vmfs.ondisk.slot`) or a lock
+(`vmfs.ondisk.lock`); the rest of the block is zeros. On a volume of the lock method PAXOS each host has a sector like
+it, with ballots: `vmfs.ondisk.paxosblock`. Little-endian throughout. In the sector:
 
     offset  size  field
          0     4  magic, b"AZHB" or b"AZLK"
@@ -17,7 +18,7 @@ lock (`vmfs.ondisk.lock`); the rest of the block is zeros. Little-endian through
        512        zeros up to the end of a 4096-byte sector
 
 Crash rules. `format` (or the creation of an inode cluster) writes the whole block once; from then on it is changed by
-`compare_and_write` of the sector only, so it holds one whole image at any time, the old or the new. No image ever
+`compare_and_write` of the sector only (or by what stands in for it, a sector at a time), so it holds one whole image at any time, the old or the new. No image ever
 comes back: each carries a number that grows with every change (a slot's sequence, a lock's stamp), so a late
 compare-and-write of unknown fate can never match again once the sector has moved on. A sector of zeros was never
 formatted.
