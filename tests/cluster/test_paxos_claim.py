@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.cluster.stepping import Scheduler, StepClock, StepDevice
-from tests.cluster.test_paxos_register import AT, BLOCK, image, value_of
+from tests.cluster.test_paxos_register import AT, BLOCK, HOME_AT, image, value_of
 from tests.cluster.world import PREFIX
 from tests.crash.seeds import replay, rounds
 from vmfs.cluster.paxos import PaxosRegisters
 from vmfs.devices.extents import ExtentSet
 from vmfs.devices.ram import RamDevice
+from vmfs.errors import DeviceError
 from vmfs.ondisk.paxosblock import NO_CLAIMANT, PaxosLayout, fresh_block, parse_block
 
 FLIGHT = 1.0
@@ -20,16 +23,18 @@ LAYOUT = PaxosLayout(512, 3, PREFIX)
 
 
 class Gate:
-    """One free slot, and hosts that want it. Each I/O takes 20 ms, and none waits for its turn much beyond 250 ms."""
+    """One free slot, and hosts that want it. Each I/O takes 20 ms, and none waits for its turn much beyond 400 ms."""
 
     def __init__(self, rng: random.Random) -> None:
         self.ram = RamDevice(64 << 10)
-        self.ram.write(AT, fresh_block(image(FREE), LAYOUT, AT, BLOCK))
+        for at in (AT, HOME_AT):
+            self.ram.write(at, fresh_block(image(FREE), LAYOUT, at, BLOCK))
         self.rng = rng
-        self.scheduler = Scheduler(rng.randrange, step_seconds=0.02, starve_seconds=0.25)
+        self.scheduler = Scheduler(rng.randrange, step_seconds=0.02, starve_seconds=0.4)
         self.device = StepDevice(self.ram, self.scheduler)
         self.clock = StepClock(self.scheduler)
         self.winners: list[int] = []
+        self.spread_seconds = rng.choice((0.1, 0.4, 2.0))  # between the first and the last to begin
 
     def registers(self) -> PaxosRegisters:
         extents = ExtentSet([self.device])  # type: ignore[list-item]
@@ -37,7 +42,7 @@ class Gate:
 
     def claim(self, host: int, *, patient: bool) -> None:
         registers = self.registers()
-        self.clock.sleep(self.rng.uniform(0, 2))
+        self.clock.sleep(self.rng.uniform(0, self.spread_seconds))
         while value_of(free := registers.look(AT)) == FREE:
             if registers.enter(SLOT, AT, free, patient=patient) and registers.swap(AT, free, image(host)):
                 self.winners.append(host)
@@ -99,6 +104,29 @@ def test_the_last_write_of_a_former_owner_does_no_harm(seed: int) -> None:
     gate.scheduler.spawn("host", run)
     gate.scheduler.run()
     assert value_of(gate.registers_at_rest()) == 40
+
+
+@rounds(10)
+def test_a_claimer_that_was_stopped_too_long_writes_nothing(seed: int) -> None:
+    """It had the slot's sector, and another has taken its place since: its swap must not touch it."""
+    rng = random.Random(seed)
+    gate = Gate(rng)
+    first, second = gate.registers(), gate.registers()
+
+    def run() -> None:
+        assert first.enter(SLOT, AT, image(FREE), patient=False)
+        gate.clock.sleep(FLIGHT * rng.uniform(1.1, 3))  # beyond what it may use the sector for
+        assert second.enter(SLOT, AT, image(FREE), patient=True)
+        before = gate.ram.read(AT, BLOCK)
+        with pytest.raises(DeviceError, match="no lease"):
+            first.swap(HOME_AT, image(FREE), image(2))
+        assert not first.swap(AT, image(FREE), image(2))
+        assert gate.ram.read(AT, BLOCK) == before
+        assert second.swap(AT, image(FREE), image(3))
+
+    gate.scheduler.spawn("both", run)
+    gate.scheduler.run()
+    assert value_of(gate.registers_at_rest()) == 3
 
 
 @rounds(10)

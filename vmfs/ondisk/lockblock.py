@@ -18,10 +18,10 @@ it, with ballots: `vmfs.ondisk.paxosblock`. Little-endian throughout. In the sec
        512        zeros up to the end of a 4096-byte sector
 
 Crash rules. `format` (or the creation of an inode cluster) writes the whole block once; from then on it is changed by
-`compare_and_write` of the sector only (or by what stands in for it, a sector at a time), so it holds one whole image at any time, the old or the new. No image ever
-comes back: each carries a number that grows with every change (a slot's sequence, a lock's stamp), so a late
-compare-and-write of unknown fate can never match again once the sector has moved on. A sector of zeros was never
-formatted.
+`compare_and_write` of the sector only (or by what stands in for it, a sector at a time), so it holds one whole image at
+any time, the old or the new. No image ever comes back: each carries a number that grows with every change (a slot's
+sequence, a lock's stamp), so a late compare-and-write of unknown fate can never match again once the sector has moved
+on. A sector of zeros was never formatted.
 """
 
 from __future__ import annotations
