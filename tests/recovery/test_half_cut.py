@@ -116,3 +116,25 @@ def test_two_threads_that_need_one_dead_host_recover_it_once() -> None:
     assert outcomes == [True] * 3
     assert done[0] == 3
     assert recoveries.under_way() == frozenset()
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_who_wants_that_very_file_recovers_its_host_and_sees_zeros(
+    planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that takes the lock recovers in its own person; what was cut is cut before it may write."""
+    rng = random.Random(1)
+    ram = new_volume(rng)
+    identity = HostIdentity.detect("esx9", UUID(bytes=os.urandom(16)))
+    host = MountedVolume(open_volume([ram.again()]), identity, SystemClock())
+    host.core.locks.recoveries.stop()
+    host.reaper.stop()
+    if planted:
+        monkeypatch.setattr(Reaper, "cut_before_writing", lambda self, number: None)
+    die_in_the_midst(ram, rng)
+    thread = _Longer(host)
+    thread.start()
+    thread.join(_WAIT_SECONDS)
+    host.leave()
+    assert len(thread.content) == CUT_FROM
+    assert any(thread.content[CUT_TO:]) == planted

@@ -102,6 +102,24 @@ class LockManager:
         except LockedByOther:
             return None
 
+    def inherit_for_taker(self, address: int, guards: Guards, dead: Holder) -> bool:
+        """As `inherit`, where a thread of this host is taking that lock, and waits for this very recovery perhaps.
+
+        It finds the lock held by this host, and goes on from there. False when there is no such thread.
+        """
+        with self._table.cond:
+            entry = self._table.entries.get(address)
+            if entry is None or not entry.busy or entry.tenure is not None:
+                return False
+        try:
+            self._sectors.take(
+                address, guards, LockMode.EXCLUSIVE, sticky=False, doubt=None, yields=lambda r: False, heir_of=dead
+            )
+        except FateUnknown as e:
+            self._releaser.note_doubt(address, e)
+            raise e.cause from e
+        return True
+
     def _acquire(
         self,
         address: int,

@@ -65,6 +65,7 @@ class FileOps:
         """
         core = self._core
         with self._inodes.locked(number):
+            self._reaper.cut_before_writing(number)
             with core.transactions.mutex:
                 inode = self._inodes.owned(number).inode
                 file = self._files.get(core, self._inodes, number, inode.inode_generation)

@@ -274,6 +274,7 @@ class FileSystem:
         except LockedByOther as error:
             raise self._inodes.busy(error) from error
         try:
+            self._reaper.cut_before_writing(inode.number)
             with core.transactions.mutex:
                 return self._begin_writing(inode.number, inode.inode_generation, flags, tenure)
         except BaseException:

@@ -56,6 +56,7 @@ class Reaper:
         self._thread: threading.Thread | None = None
         # Locks of a dead host's half-cut files, pinned until they are cut. Guarded by the control mutex.
         self._adopted: dict[OrphanKey, Tenure] = {}
+        self._uncut: set[OrphanKey] = set()
 
     # -- the list ----------------------------------------------------------------------------------
 
@@ -88,8 +89,33 @@ class Reaper:
         if before is not None:
             self._core.locks.unpin(before)
 
+    def expect_cut(self, key: OrphanKey) -> None:
+        """What is behind the end of that file is there still: nobody may make it longer before it is cut, or hidden."""
+        with self._core.transactions.mutex:
+            self._uncut.add(key)
+
+    def is_uncut(self, number: int) -> bool:
+        """Whether that holds for any file of this number."""
+        return bool(self._uncut) and any(key[0] == number for key in list(self._uncut))
+
+    def cut_before_writing(self, number: int) -> None:
+        """For whoever is about to write to a file and has its lock: what a dead host has left to cut is cut first.
+
+        Called without the control mutex. Raises VmfsError, and OSError of the storage.
+        """
+        if not self.is_uncut(number):
+            return
+        for key in [k for k in list(self._uncut) if k[0] == number]:
+            try:
+                self.finish(*key, OrphanKind.TRIM)
+            except OSError as error:
+                if error.errno not in (EBUSY, ESTALE):
+                    raise
+            self._let_go(key)
+
     def _let_go(self, key: OrphanKey) -> None:
         with self._core.transactions.mutex:
+            self._uncut.discard(key)
             tenure = self._adopted.pop(key, None)
         if tenure is not None:
             self._core.locks.unpin(tenure)

@@ -312,12 +312,16 @@ def inherit(core: Core, reaper: Reaper, key: OrphanKey, dead: Holder) -> bool:
     VmfsError when the lock's fate is not known.
     """
     number, _ = key
+    reaper.expect_cut(key)
     try:
         core.geometry.check_inode(number)
     except DamagedBlock:
         return False  # the list is forged, or very old: whoever works it off says so
+    address = core.geometry.inode_lock_address(number)
     try:
-        tenure = core.locks.inherit(core.geometry.inode_lock_address(number), Guards.INODE, dead)
+        if core.locks.inherit_for_taker(address, Guards.INODE, dead):
+            return True
+        tenure = core.locks.inherit(address, Guards.INODE, dead)
     except DamagedBlock as error:
         log.error("volume %s: inode %d stays as it is: %s", core.name, number, error)  # nobody can lock it any more
         return False
