@@ -18,6 +18,8 @@ from vmfs.processes import ProcessEnd, holders_of_device, loops_over, users_of
 from vmfs.registry import STATE_SILENT, ask_mount
 
 WAIT_SECONDS: Final = 60.0  # flush and release need a few heartbeats; a slow LUN a few times that
+STUCK_WAIT_SECONDS: Final = 5.0  # when the storage does not answer: nothing can be put in order
+STUCK: Final = "its storage does not answer; it writes nothing more, and ends when the storage answers or fails"
 USERS_SHOWN: Final = 10
 
 
@@ -46,8 +48,11 @@ def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_S
         except MountBusy:
             silent = asked is not None and asked.state == STATE_SILENT
             raise BusyMount(target, _users_text(target, silent=silent)) from None
+        stuck = asked is not None and asked.info is not None and asked.info.mount.lease_remaining_seconds <= 0
+        if stuck:
+            wait_seconds = min(wait_seconds, STUCK_WAIT_SECONDS)
         if process is not None and pid is not None and not process.wait(wait_seconds):
-            raise StillServing(target, pid, wait_seconds, _why_still(present.device))
+            raise StillServing(target, pid, wait_seconds, STUCK if stuck else _why_still(present.device))
         if above is not None:
             above.wait(wait_seconds)  # it has nothing more to do
     return pid
