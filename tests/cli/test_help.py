@@ -37,7 +37,7 @@ def help_of(typed: str) -> str:
 
 def test_all_that_there_is() -> None:
     assert TYPED == [
-        "format", "mount", "umount", "list", "info", "hosts", "locks", "fence", "recover", "check", "clone", "diff",
+        "format", "mount", "umount", "scan", "list", "info", "hosts", "locks", "fence", "recover", "check", "clone", "diff",
         "disk create", "disk info", "extend disk",
     ]  # fmt: skip
 
@@ -55,8 +55,9 @@ def test_each_has_an_example_that_could_be_typed(typed: str) -> None:
 def test_each_says_what_it_takes(typed: str) -> None:
     usage = help_of(typed).splitlines()[0]
     takes = {
-        "format": "DEVICE", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "list": "[OPTIONS]",
-        "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...", "check": "MOUNT|DEVICE...",
+        "format": "DEVICE", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "scan": "[OPTIONS]", "list": "[OPTIONS]",
+        "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...",
+        "check": "MOUNT|DEVICE...",
         "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",
         "clone": "SRC DST", "diff": "OLD NEW", "disk create": "PATH", "disk info": "PATH", "extend disk": "PATH SIZE",
     }  # fmt: skip

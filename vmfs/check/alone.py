@@ -25,7 +25,8 @@ from vmfs.core.fencing import fence_for, timers_of
 from vmfs.core.leased import LeasedIO, PatientLease
 from vmfs.devices.contract import LockMethod
 from vmfs.errors import DamagedBlock, DeviceError, SlotNotDead, UnsupportedFormat, VmfsError, VolumeInUse
-from vmfs.lockmethod import new_lock_block, registers_of
+from vmfs.liveness import read_slots
+from vmfs.lockmethod import image_in, new_lock_block, registers_of
 from vmfs.ondisk import journal as journal_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.slot import SlotRecord, SlotState, parse_slot
@@ -113,6 +114,7 @@ class Alone:
         slot is watched for the break time first. Raises VolumeInUse when it changes; DeviceError.
         """
         damaged = self._region.read_all().damaged
+        self._mend_padding({v.address for v in damaged})
         if not damaged:
             return
         self._clock.sleep(self.volume.superblock.timers.break_us / _US_PER_S)
@@ -121,6 +123,20 @@ class Alone:
                 raise VolumeInUse(self.volume.superblock.label, f"the host of slot {view.slot}")
             self._write_slot(view, self._mended(view, highest.get(view.slot, 0)))
             self._done(f"slot {view.slot}: {view.damage}: written anew")
+        self.volume.extents.flush()
+
+    def _mend_padding(self, damaged: set[int]) -> None:
+        """Set the bytes behind the records of intact slots to zero."""
+        sb = self.volume.superblock
+        for address, problem in read_slots(self.volume).problems:
+            if address in damaged:
+                continue
+            block = self.volume.extents.read(address, sb.lock_block_bytes)
+            whole = new_lock_block(sb, image_in(sb, block, address), address)
+            # Where a device compares and writes, the sector itself stays as it is.
+            start = 0 if sb.lock_method == LockMethod.PAXOS else sb.sector_bytes
+            self.volume.extents.write(address + start, whole[start:])
+            self._done(f"{problem}: set to zero")
         self.volume.extents.flush()
 
     def _mended(self, view: SlotView, highest: int) -> SlotRecord:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from vmfs.check.alone import Alone
 from vmfs.core.journal import Journal
-from vmfs.ondisk.journal import HEADER_BLOCKS, Image
+from vmfs.ondisk.journal import Image
 
 
 class Mender:
@@ -26,8 +26,7 @@ class Mender:
             alone.io, address=volume.geometry.journal_address(holder.slot), size_bytes=volume.superblock.journal_bytes,
             volume=volume.uuid, slot=holder.slot, incarnation=holder.incarnation,
         )  # fmt: skip
-        for _ in range(HEADER_BLOCKS):  # they are written in turns: both copies are good ones then
-            self._journal.start()
+        self._journal.start()
         self._pending: dict[int, bytes] = {}
         self.written = 0
         """Blocks that were changed."""

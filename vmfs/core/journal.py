@@ -38,8 +38,13 @@ class Journal:
         return self._ring // 2 - 4
 
     def start(self) -> None:
-        """Make the journal empty and this incarnation's, durably. The slot's former journal must have been replayed."""
-        self._write_header(1, HEADER_BLOCKS)
+        """Make the journal empty and this incarnation's, durably. The slot's former journal must have been replayed.
+
+        Both copies of the header: one of an earlier incarnation would say, if the other were damaged, that this one
+        has written nothing.
+        """
+        for _ in range(HEADER_BLOCKS):
+            self._write_header(1, HEADER_BLOCKS)
 
     def take_over(self, next_sequence: int, generation: int) -> None:
         """Go on with a dead incarnation's journal, all of which has been replayed and flushed: it is empty then.
