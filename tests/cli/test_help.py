@@ -37,8 +37,8 @@ def help_of(typed: str) -> str:
 
 def test_all_that_there_is() -> None:
     assert TYPED == [
-        "format", "mount", "umount", "scan", "list", "info", "hosts", "locks", "fence", "recover", "check", "clone", "diff",
-        "disk create", "disk info", "extend disk",
+        "format", "mount", "umount", "restart", "scan", "list", "info", "hosts", "locks", "fence", "recover", "check",
+        "clone", "diff", "disk create", "disk info", "extend disk",
     ]  # fmt: skip
 
 
@@ -55,7 +55,8 @@ def test_each_has_an_example_that_could_be_typed(typed: str) -> None:
 def test_each_says_what_it_takes(typed: str) -> None:
     usage = help_of(typed).splitlines()[0]
     takes = {
-        "format": "DEVICE", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "scan": "[OPTIONS]", "list": "[OPTIONS]",
+        "format": "DEVICE...", "mount": "DEVICE... MOUNTPOINT", "umount": "MOUNT", "restart": "MOUNT",
+        "scan": "[OPTIONS]", "list": "[OPTIONS]",
         "info": "MOUNT|DEVICE...", "hosts": "MOUNT|DEVICE...", "locks": "MOUNT|FILE|DEVICE...",
         "check": "MOUNT|DEVICE...",
         "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",

@@ -105,8 +105,8 @@ def test_features_that_allow_reading_only(device: RamDevice) -> None:
 
 def test_features_that_allow_nothing(device: RamDevice) -> None:
     sb = open_volume([device]).superblock
-    _write(device, replace(sb, incompat=1, generation=2))
-    with pytest.raises(UnsupportedFormat, match="0x1"):
+    _write(device, replace(sb, incompat=1 << 42, generation=2))
+    with pytest.raises(UnsupportedFormat, match="0x40000000000"):
         open_volume([device], read_only=True)
 
 
@@ -150,7 +150,7 @@ def test_two_extents_in_any_order(two: tuple[RamDevice, RamDevice]) -> None:
 
 
 def test_a_missing_extent_is_named(two: tuple[RamDevice, RamDevice]) -> None:
-    with pytest.raises(DeviceGone, match=f"extent 1 .{UUID(int=5)}. of volume tiny"):
+    with pytest.raises(DeviceGone, match=f"extent 1 .{UUID(int=5)}, [0-9]+ bytes. of volume tiny"):
         open_volume(two[:1])
 
 
