@@ -15,6 +15,9 @@ import pytest
 from tests.cluster.test_identity import slot_of
 from vmfs.cluster.evict import evict, may_evict
 from vmfs.cluster.identity import HostIdentity, is_process_alive
+from vmfs.cluster.region import RegionSnapshot, SlotView
+from vmfs.cluster.timers import Timers
+from vmfs.cluster.watcher import Watcher
 from vmfs.ondisk.slot import SlotRecord
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -98,3 +101,12 @@ def test_a_simulated_machine_neither_kills_nor_is_killed(start: Start) -> None:
 def test_this_process_does_not_kill_itself() -> None:
     me = HostIdentity.detect("esx1")
     assert not may_evict(slot_of(me), me)
+
+
+@pytest.mark.parametrize(("stopped", "patience_s"), [(True, 1.25), (False, 10.0)])
+def test_a_process_that_runs_is_given_longer_than_one_that_is_stopped(stopped: bool, patience_s: float) -> None:
+    watcher = Watcher(Timers.from_lease(1_000_000))
+    view = SlotView(0, 0, b"image", None, None, 0.0, 0.0)
+    watcher.observe(RegionSnapshot((view,), 0.0, 0.0))
+    assert not watcher.is_stuck(view, patience_s - 0.01, stopped=stopped)
+    assert watcher.is_stuck(view, patience_s, stopped=stopped)

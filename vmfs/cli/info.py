@@ -93,7 +93,7 @@ def _mount_fields(mount: MountFacts | None) -> list[tuple[str, str | None]]:
         ("state", f"{mount.state}, read only" if mount.read_only else mount.state),
         ("host", f"{mount.host} (slot {mount.slot}, incarnation {mount.incarnation}, process {mount.pid})"),
         ("lease", mount.lease or f"valid for {seconds_text(mount.lease_remaining_seconds)}"),
-        ("fenced by", mount.fencing or None),
+        ("fencing here", mount.fencing or None),
         ("kernel", protocol),
         ("uses", ", ".join(kernel.capabilities) or None),
     ]

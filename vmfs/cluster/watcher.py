@@ -17,6 +17,7 @@ from vmfs.cluster.timers import Timers
 # A process of this machine that runs, however silent, stops by itself and comes back with its storage: it is killed
 # only after this many break times. One that was stopped stays so for as long as whoever stopped it likes.
 _RUNNING_PATIENCE: Final = 3
+_RUNNING_PATIENCE_MIN_S: Final = 10.0  # with short leases: a machine that is merely busy delays a process for seconds
 
 
 class Watcher:
@@ -59,5 +60,6 @@ class Watcher:
 
     def is_stuck(self, view: SlotView, now: float, *, stopped: bool) -> bool:
         """Whether a slot whose process exists on this machine is silent for so long that it must be ended."""
-        patience = self._timers.break_s * (1 if stopped else _RUNNING_PATIENCE)
+        running = max(self._timers.break_s * _RUNNING_PATIENCE, _RUNNING_PATIENCE_MIN_S)
+        patience = self._timers.break_s if stopped else running
         return self.silent_for(view, now) >= patience
