@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.luns.array import LioArray
 from tests.luns.datastore import LunDatastore, datastore_on
 from tests.luns.lun import Lun
 from tests.luns.relay import Relay
+from tests.luns.tgt import TgtTarget
 from tests.vmfs.datastore import Mount, until
 
 LEASE_SECONDS = 3
@@ -22,6 +25,8 @@ TAKEN_OVER_SECONDS = 90.0
 _RECORD_BYTES = 4096
 # What a host says while its network is away.
 _AWAY = r"a connection is lost|lease|heartbeat|no answer|SCSI command|answered with EIO"
+# What is said of a host that was broken, by itself and by the other.
+_BROKEN = r"esx1|slot \d+|taken for dead|inode|not registered|abandoned|end in order"
 
 
 class Writer:
@@ -67,18 +72,28 @@ def holds(path: Path, count: int) -> bool:
     return content == b"".join(record(n) for n in range(count))
 
 
-@pytest.fixture
-def datastore(lun: Lun, tmp_path: Path) -> Iterator[LunDatastore]:
-    with datastore_on(lun, tmp_path, "--lease", str(LEASE_SECONDS)) as made:
+@pytest.fixture(scope="module", params=["lio", "tgt"])
+def lun(request: pytest.FixtureRequest) -> Lun:
+    """One of each kind for the module's tests, which leave it clean to each other."""
+    targets = {"lio": "lio_array", "tgt": "tgt_target"}
+    target: LioArray | TgtTarget = request.getfixturevalue(targets[request.param])
+    found = target.lun(0)
+    found.empty()
+    return found
+
+
+@pytest.fixture(scope="module")
+def datastore(lun: Lun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LunDatastore]:
+    with datastore_on(lun, tmp_path_factory.mktemp("hosts"), "--lease", str(LEASE_SECONDS)) as made:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def esx1(datastore: LunDatastore) -> tuple[Mount, Relay]:
     return datastore.mount_by_relay("esx1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def esx2(datastore: LunDatastore, esx1: tuple[Mount, Relay]) -> Mount:
     mounted, _ = datastore.mount_by_relay("esx2")
     return mounted
@@ -146,24 +161,46 @@ def test_a_host_without_its_network_is_broken_and_comes_back(
     """What it had acknowledged is there; what it had locked is the other's; it is told, and mounts again."""
     first, relay = esx1
     datastore.expect(_AWAY)
-    datastore.expect(r"esx1|slot \d+|taken for dead|inode")
-    writer = Writer(first / "records")
+    datastore.expect(_BROKEN)
+    writer = Writer(first / "broken")
     until("it writes", lambda: writer.has(5), SEEN_SECONDS)
     relay.cut()
     began = time.monotonic()
-    _take_over(esx2 / "records")
+    _take_over(esx2 / "broken")
     print(f"taken over {time.monotonic() - began:.1f} s after the cut")
     writer.stop()
     assert writer.error is not None
-    assert holds(esx2 / "records", writer.acknowledged)
+    assert holds(esx2 / "broken", writer.acknowledged)
     relay.heal()
-    with pytest.raises(OSError, match="records"):
-        (first / "records").write_bytes(b"late")
+    with pytest.raises(OSError, match="broken"):
+        (first / "broken").write_bytes(b"late")
     first.umount()
     again, _ = datastore.mount_by_relay("esx1")
-    assert holds(again / "records", writer.acknowledged)
+    assert holds(again / "broken", writer.acknowledged)
     (again / "back").write_bytes(b"here")
     until("the other host sees it", lambda: (esx2 / "back").read_bytes() == b"here", SEEN_SECONDS)
+
+
+def test_a_stopped_host_that_wakes_is_refused_by_the_lun(second_lio_lun: Lun, tmp_path: Path) -> None:
+    """It sleeps in the midst of writing, is taken for dead, and writes on: RESERVATION CONFLICT, not one byte lands."""
+    with datastore_on(second_lio_lun, tmp_path, "--lease", str(LEASE_SECONDS)) as datastore:
+        first, _ = datastore.mount_by_relay("esx1")
+        second, _ = datastore.mount_by_relay("esx2")
+        datastore.expect(_AWAY)
+        datastore.expect(_BROKEN)
+        writer = Writer(first / "records")
+        until("it writes", lambda: writer.has(5), SEEN_SECONDS)
+        os.kill(first.pid, signal.SIGSTOP)
+        try:
+            _take_over(second / "records")
+            (second / "records").write_bytes(b"mine" * 100_000)
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        writer.stop()
+        assert writer.error is not None
+        until("it is told", lambda: "fenced" in first.info()["mount"]["lease"], SEEN_SECONDS)
+        assert (second / "records").read_bytes() == b"mine" * 100_000
+        first.umount()
 
 
 def _take_over(path: Path) -> None:
