@@ -19,6 +19,7 @@ compare-and-write. The rules are R1 to R12 of docs/locking.md; comments name the
     standing     Standing: how a mount stands with its LUNs after one has refused it (R3)
     evict        a silent process of this machine is killed before it is broken (R2)
     watchdog     a device that resets this machine when its lease is gone
+    recoveries   Recoveries: all recoveries of one mount, for a lock and of its own accord
     requests     what this host asks of others through its slot
     membership   Membership: the face of all that; the lease (R1), the heartbeat thread
     locktable    the locks that this host has in hand: Tenure, LockRequest, LockView

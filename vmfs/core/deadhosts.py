@@ -82,6 +82,8 @@ class DeadHosts:
         )  # fmt: skip
         began = core.clock.now()
         with core.locks.recoveries.alone(slot):
+            if self._read(slot).require().incarnation != incarnation:
+                raise SlotNotDead(core.name, slot, "it was recovered meanwhile: nothing is left to do")
             done = self._recoverer.recover(slot, operator=operator, discard_journal=discard_journal)
         replayed = done.replayed
         return RecoveryReport(
