@@ -87,6 +87,30 @@ def test_what_was_told_and_is_in_no_journal_yet_is_there(ram: RamVolume) -> None
     assert number not in [h.number for h in second.volume.legacy.table.all()]
 
 
+@pytest.mark.expected_log("every slot is taken")
+def test_a_volume_without_a_free_slot() -> None:
+    """The dead process's own slot is the only one: it is claimed in place."""
+    ram = RamVolume(max_hosts=1)
+    try:
+        estate = Estate.create()
+        first = Follower(ram, estate)
+        first.volume.publisher.stop()
+        node, fh = first.create("disk")
+        first.write(fh, 0, b"a" * BLOCK)
+        first.fs.mkdir(CONTEXT, ROOT_ID, b"folder", 0o755)
+        assert pending(estate)
+        first.die(ram)
+        second = Follower(ram, estate)
+        assert second.read(fh, 0, BLOCK) == b"a" * BLOCK
+        second.write(fh, 0, b"b" * 4096)
+        second.fs.fsync(CONTEXT, node, fh, False)
+        second.fs.lookup(CONTEXT, ROOT_ID, b"folder")
+        ram.leave_all()
+        ram.check()
+    finally:
+        ram.abandon_all()
+
+
 def test_it_goes_on_for_many_generations(ram: RamVolume) -> None:
     estate = Estate.create()
     host = Follower(ram, estate)

@@ -55,7 +55,7 @@ from vmfs.core.slowwrite import SlowWriter
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.store import Store
-from vmfs.core.succession import Heir, Legacy
+from vmfs.core.succession import Heir, Legacy, finish_commits
 from vmfs.core.transactions import Transactions
 from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
@@ -73,7 +73,7 @@ from vmfs.lockmethod import prove, registers_of
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.inode import ADDRESS_SHIFT
-from vmfs.ondisk.lock import Guards
+from vmfs.ondisk.lock import Guards, Holder, LockRecord
 from vmfs.ondisk.superblock import PRIMARY_OFFSET
 from vmfs.volume import Volume, open_volume
 
@@ -101,6 +101,7 @@ class MountedVolume:
         """
         self.volume = volume
         self._estate = estate
+        self._heir: Heir | None = None
         self.legacy = Legacy(HandleTable(estate)) if estate is not None else Legacy()
         self._locks: LockManager | None = None
         sb, geometry = volume.superblock, volume.geometry
@@ -110,7 +111,6 @@ class MountedVolume:
             registers, sb.slots_address, sb.lock_block_bytes, sb.max_hosts, volume.prefix, clock
         )
         timers = timers_of(sb)
-        check_in_flight(volume, timers, in_flight_s)
         self._flights = Flights()
         callbacks = MembershipCallbacks(
             on_request=self._on_request, on_fenced=self._on_fenced, may_resume=self._flights.none
@@ -122,13 +122,15 @@ class MountedVolume:
         for device in volume_devices(volume):
             if isinstance(device, Resending):
                 device.keep_to_lease(timers.lease_us / 1e6, self.membership.check_lease)
+        check_in_flight(volume, timers, in_flight_s)
         claimed = self.membership.claim(SlotLooker(volume).is_usable)
         try:
             self._lock_proof = self._prove_locks(rng)
             self.membership.start()
             if claimed.in_place:
-                recovering.replay_in_place(volume, self.membership, clock)
+                recovering.replay_in_place(volume, self.membership, clock, self._finish_commits)
             self._build(volume, geometry, clock, rng, read_only)
+            self._succeed()
             if claimed.in_place:
                 self.recoverer.settle_in_place(claimed.holder)
             self._journal.start()
@@ -138,6 +140,17 @@ class MountedVolume:
                 self._locks.lose_all()
             self.membership.abandon()
             raise
+
+    def _finish_commits(self, io: LeasedIO, peek: Callable[[int], LockRecord], dead: Holder) -> None:
+        if self._estate is not None:
+            finish_commits(self._estate, self.volume, io, peek, dead)
+
+    def _succeed(self) -> None:
+        """Begin to take over from the process before this one, if there was one."""
+        if self._estate is not None and self._estate.session() is not None:
+            self._heir = Heir(self.core, self.inodes, self.files, self._estate, self.legacy)
+            self._heir.restore()
+            self.recoverer.heir = self._heir
 
     def _prove_locks(self, rng: random.Random) -> str:
         """Try the volume's lock method out; where it fails, the slot is given back. After the claim: LUNs that are
@@ -212,10 +225,6 @@ class MountedVolume:
 
     def _recover(self) -> None:
         """Recover this host's own earlier mounts, and whatever else is known to be dead now."""
-        heir: Heir | None = None
-        if self._estate is not None and self._estate.session() is not None:
-            heir = self.recoverer.heir = Heir(self.core, self.inodes, self.files, self._estate, self.legacy)
-            heir.restore()
         tried = set(self.membership.predecessors)
         for slot in self.membership.predecessors:
             try:
@@ -232,9 +241,9 @@ class MountedVolume:
                     self.core.locks.recoveries.run(slot)  # unless another mount is at it already
                 except VmfsError as error:
                     log.error("volume %s: slot %d is not recovered: %s", self.core.name, slot, error)
-        if heir is not None:
-            heir.settle()
-            self.recoverer.heir = None
+        if self._heir is not None:
+            self._heir.settle()
+            self.recoverer.heir = self._heir = None
         if self._estate is not None:
             self._estate.settle_holders(self.core.membership.holder)
             self.core.transactions.cast_shadow(Shadow(self._estate, self.core.membership.holder))

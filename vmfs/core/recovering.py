@@ -181,6 +181,8 @@ class SlotRecoverer:
         The orphan list stays where it is. Raises LeaseLost, LeaseExpired, and VmfsError where a lock is in doubt.
         """
         core = self._core
+        if self.heir is not None:
+            self.heir.take_locks(dead)
         for key, kind in core.orphans.entries.items():
             if kind == OrphanKind.TRIM:
                 inherit(core, self._reaper, key, dead)
@@ -256,8 +258,15 @@ def replay_slot(
     return replay(io, journal_place(volume, slot, dead.incarnation), holds)
 
 
-def replay_in_place(volume: Volume, membership: Membership, clock: Clock) -> None:
+BeforeReplay = Callable[[LeasedIO, Callable[[int], LockRecord], Holder], None]
+
+
+def replay_in_place(
+    volume: Volume, membership: Membership, clock: Clock, before: BeforeReplay = lambda io, peek, dead: None
+) -> None:
     """Replay the journal of the dead host whose slot this mount has claimed in place, before this mount has its own.
+
+    `before` is called before, with what it may use to write, to read locks, and who is dead.
 
     Raises DamagedBlock when it cannot be read: the slot is left FAILED, and this mount has none.
     """
@@ -267,6 +276,7 @@ def replay_in_place(volume: Volume, membership: Membership, clock: Clock) -> Non
     io = LeasedIO(volume.extents, MemberLease(membership))
     began = clock.now()
     try:
+        before(io, lambda address: sectors.read(address)[1], dead)
         done = replay_slot(volume, io, lambda address: sectors.read(address)[1], slot, dead)
     except DamagedBlock:
         membership.fail_in_place()

@@ -17,7 +17,7 @@ more than any recovery does it do, out of the estate that the dead process left:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import ESTALE
@@ -26,6 +26,7 @@ from typing import Final
 from vmfs.cluster.locktable import Tenure
 from vmfs.core.inodes import Inodes
 from vmfs.core.journal import Journal
+from vmfs.core.leased import LeasedIO
 from vmfs.core.openfile import Handle, OpenFile, OpenFiles
 from vmfs.core.recovering import journal_place, replay_slot
 from vmfs.core.replay import read_journal, read_records
@@ -36,7 +37,8 @@ from vmfs.estate.layout import Estate
 from vmfs.estate.shadow import Batch, pending
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import parse_header
-from vmfs.ondisk.lock import Guards, Holder, LockMode
+from vmfs.ondisk.lock import Guards, Holder, LockMode, LockRecord
+from vmfs.volume import Volume
 
 log = logging.getLogger("vmfs.core")
 
@@ -120,35 +122,8 @@ class Heir:
 
         Raises DamagedBlock, DeviceError, LeaseLost; it can be done again.
         """
-        for batch in pending(self._estate):
-            if batch.holder == dead:
-                self._commit(batch)
-                self._estate.committed = batch.number
-
-    def _commit(self, batch: Batch) -> None:
-        core, dead = self._core, batch.holder
-        # What is there is replayed first, so that there is room, and so that the record follows the last one.
-        replay_slot(core.volume, core.io, core.locks.peek, dead.slot, dead)
-        place = journal_place(core.volume, dead.slot, dead.incarnation)
-        data = read_journal(core.io, place)
-        blocks = place.size_bytes // METADATA_BLOCK_BYTES
-        header = parse_header(memoryview(data), place.address, place.volume, dead.slot, blocks)
-        records = read_records(data, place)
-        journal = Journal(
-            core.io, address=place.address, size_bytes=place.size_bytes, volume=place.volume, slot=dead.slot,
-            incarnation=dead.incarnation,
-        )  # fmt: skip
-        journal.take_over(records[-1].sequence + 1 if records else header.tail_sequence, header.generation)
-        core.io.flush()  # the file data that the images point at
-        images = [image for _, image in sorted(batch.images.values(), key=lambda item: item[0])]
-        revokes = list(batch.revokes.values())
-        position = journal.place_for(len(images), len(revokes))
-        assert position is not None, "an emptied journal has room"
-        journal.append(images, revokes, position)
-        log.info(
-            "volume %s: committed %d blocks in the place of slot %d, incarnation %d",
-            core.name, len(images), dead.slot, dead.incarnation,
-        )  # fmt: skip
+        core = self._core
+        finish_commits(self._estate, core.volume, core.io, core.locks.peek, dead)
 
     def take_locks(self, dead: Holder) -> None:
         """Behind the replay, while the slot is not free: the locks of files that are open for writing pass to us."""
@@ -227,6 +202,45 @@ class Heir:
 
     def _lost_handle(self, number: int, flags: int) -> Handle:
         return Handle(OpenFile(self._core, self._inodes, number, NEVER), flags, None, lost=True)
+
+
+def finish_commits(
+    estate: Estate, volume: Volume, io: LeasedIO, peek: Callable[[int], LockRecord], dead: Holder
+) -> None:
+    """Put what a dead incarnation had not committed into its journal, which this mount is about to replay.
+
+    `peek` reads a lock. Raises DamagedBlock, DeviceError, LeaseLost; it can be done again.
+    """
+    for batch in pending(estate):
+        if batch.holder == dead:
+            _commit(batch, volume, io, peek)
+            estate.committed = batch.number
+
+
+def _commit(batch: Batch, volume: Volume, io: LeasedIO, peek: Callable[[int], LockRecord]) -> None:
+    dead = batch.holder
+    # What is there is replayed first, so that there is room, and so that the record follows the last one.
+    replay_slot(volume, io, peek, dead.slot, dead)
+    place = journal_place(volume, dead.slot, dead.incarnation)
+    data = read_journal(io, place)
+    blocks = place.size_bytes // METADATA_BLOCK_BYTES
+    header = parse_header(memoryview(data), place.address, place.volume, dead.slot, blocks)
+    records = read_records(data, place)
+    journal = Journal(
+        io, address=place.address, size_bytes=place.size_bytes, volume=place.volume, slot=dead.slot,
+        incarnation=dead.incarnation,
+    )  # fmt: skip
+    journal.take_over(records[-1].sequence + 1 if records else header.tail_sequence, header.generation)
+    io.flush()  # the file data that the images point at
+    images = [image for _, image in sorted(batch.images.values(), key=lambda item: item[0])]
+    revokes = list(batch.revokes.values())
+    position = journal.place_for(len(images), len(revokes))
+    assert position is not None, "an emptied journal has room"
+    journal.append(images, revokes, position)
+    log.info(
+        "volume %s: committed %d blocks in the place of slot %d, incarnation %d",
+        volume.superblock.label, len(images), dead.slot, dead.incarnation,
+    )  # fmt: skip
 
 
 def lost(number: int) -> OSError:
