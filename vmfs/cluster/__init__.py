@@ -51,12 +51,15 @@ The surface, in short (each name is exported by its module)::
     m.dead_slots() -> dict[int, DeathProof];  m.dead_slots_of_this_boot() -> tuple[int, ...]
     m.begin_recovery(slot, operator=False) -> SlotRecord      # its .holder, fenced off, is the incarnation to replay
     m.finish_recovery(slot);  m.hand_back(slot);  m.fail_recovery(slot)
+    m.settle_in_place();  m.fail_in_place()   # where claim's record was `in_place`: begin_recovery, replay, then this
     m.leave()                        # after the caller has flushed; ends the threads and frees the slot
     m.abandon()                      # ends the threads and leaves the slot as it is (R1 was broken, or a test's crash)
 
     locks = LockManager(m, clock, before_release=fn(Tenure), recover=fn(slot), idle_s=0.02)
     locks.acquire(address, guards, mode=EXCLUSIVE, *, wait=None, sticky=False) -> Tenure     # pinned
     locks.acquire_many([LockRequest(address, guards, mode, sticky)], wait=None) -> list[Tenure]
+    locks.recoveries.start();  .look();  .run(slot);  .stop()      # dead slots, of the mount's own accord
+    locks.inherit(address, guards, dead) -> Tenure | None      # a dead incarnation's lock, in its recovery
     locks.unpin(tenure);  locks.release(address);  locks.held(address) -> Tenure | None
     locks.peek(address) -> LockRecord;  locks.holders(address) -> LockView;  locks.close()
     locks.on_request(slot, kind, target, argument)     # hand it to MembershipCallbacks.on_request
