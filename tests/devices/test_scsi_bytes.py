@@ -26,7 +26,7 @@ from vmfs.devices.scsi.sense import INVALID_OPCODE, Key, parse_sense
         (commands.compare_and_write(0x0102030405060708, 1), "89000102030405060708000000010000"),
         (commands.synchronize_cache_16(), "91000000000000000000000000000000"),
         (commands.write_same_16(7, 9), "93000000000000000007000000090000"),
-        (commands.unmap(), "42000000000000001800"),
+        (commands.unmap(bytes(24)), "42000000000000001800"),
         (commands.unmap_list(2, 3), "001600100000000000000000000000020000000300000000"),
         (commands.persistent_reserve_in(ReserveIn.READ_RESERVATION, 24), "5e010000000000001800"),
         (commands.persistent_reserve_out(ReserveOut.PREEMPT_AND_ABORT), "5f050700000000001800"),

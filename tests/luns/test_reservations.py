@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +153,21 @@ def test_a_registration_outlives_its_connection_and_is_not_made_again(lio_lun: L
         assert winner.read(0, SECTOR) == b"2" * SECTOR
         victim.close()
     winner.close()
+
+
+def test_two_nexuses_of_one_name_are_told_why_only_one_may_write(lio_lun: Lun, tmp_path: Path) -> None:
+    file = tmp_path / "credentials.toml"
+    file.touch(0o600)
+    file.write_text(f'["{lio_lun.target}"]\ninitiator = "iqn.2026-01.com.example:esx1"\n')
+    first, second = (open_device(lio_lun.url, credentials=file) for _ in range(2))
+    _reservations(first).register(KEYS[0])
+    _reservations(first).reserve()
+    _reservations(first).register(KEYS[0])  # whoever is let in hears nothing of it
+    with pytest.raises(ReservationConflict, match="another session of the same initiator's name"):
+        _reservations(second).register(KEYS[1])
+    first.write(0, b"1" * SECTOR)
+    for device in (first, second):
+        device.close()
 
 
 def test_a_target_that_forgets_reservations_with_its_power_offers_none(tgt_lun: Lun) -> None:

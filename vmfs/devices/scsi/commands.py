@@ -40,6 +40,8 @@ _RESERVE_LIST = struct.Struct(">QQ4xB3x")  # key, service action's key, obsolete
 _CAPACITY = struct.Struct(">BBQIBB")  # opcode, service action, obsolete, allocation bytes, reserved, control
 
 _UNMAP_DESCRIPTOR_BYTES: Final = 16
+UNMAP_NOTHING: Final = bytes.fromhex("0006000000000000")
+"""A parameter list of UNMAP without a range: it changes nothing, and is refused as a write would be."""
 _APTPL: Final = 0x01  # the registration outlives a power cut of the logical unit
 
 
@@ -103,9 +105,9 @@ def write_same_16(lba: int, blocks: int) -> bytes:
     return _BLOCKS.pack(WRITE_SAME_16, 0, lba, blocks, 0, 0)
 
 
-def unmap() -> bytes:
-    """Its data-out is `unmap_list`."""
-    return _UNMAP.pack(UNMAP, 0, 0, _UNMAP_LIST.size, 0)
+def unmap(parameters: bytes) -> bytes:
+    """Its data-out is `parameters`: `unmap_list`, or UNMAP_NOTHING."""
+    return _UNMAP.pack(UNMAP, 0, 0, len(parameters), 0)
 
 
 def unmap_list(lba: int, blocks: int) -> bytes:

@@ -186,7 +186,7 @@ class ScsiDisk:
             parameters = commands.unmap_list(at // self._block_bytes, size // self._block_bytes)
             try:
                 issue(
-                    self._transport, commands.unmap(), "discard", at, size, data_out=parameters,
+                    self._transport, commands.unmap(parameters), "discard", at, size, data_out=parameters,
                     repeat=Repeat.WITH_LEASE,
                 )  # fmt: skip
             except CommandRefused as error:

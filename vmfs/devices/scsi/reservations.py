@@ -9,13 +9,15 @@ from typing import Final
 
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, Reservation
 from vmfs.devices.scsi.commands import (
+    UNMAP_NOTHING,
     ReserveIn,
     ReserveOut,
     persistent_reserve_in,
     persistent_reserve_out,
     reserve_list,
+    unmap,
 )
-from vmfs.devices.scsi.issue import issue, issue_read
+from vmfs.devices.scsi.issue import CommandRefused, issue, issue_read
 from vmfs.devices.scsi.pages import KEYS_BYTES, RESERVATION_BYTES, parse_keys, parse_reservation
 from vmfs.devices.scsi.transport import ScsiTransport
 from vmfs.errors import DeviceError, ReservationConflict
@@ -35,10 +37,31 @@ class ScsiReservations:
         self._key = 0
 
     def register(self, key: int) -> None:
+        """As the contract. ReservationConflict, with a hint, where the target refuses this nexus all the same."""
         if not 0 < key <= KEY_MAX:
             raise ValueError(f"{key} is no reservation key")
         self._key = key
         self._register(key)
+        if self.reservation() is not None:
+            self._check_admitted()
+
+    def _check_admitted(self) -> None:
+        """Whether what is registered may write. Linux LIO goes by the initiator's name as well: where another nexus of
+        the same name, alive or dead, made the reservation, this one is refused.
+        """
+        try:
+            issue(self._transport, unmap(UNMAP_NOTHING), "write of nothing", data_out=UNMAP_NOTHING)
+        except CommandRefused as error:
+            if not error.is_unsupported:
+                raise
+        except ReservationConflict as error:
+            if self._key not in self.keys():
+                raise
+            reason = (
+                "it is registered, and refused all the same: another session of the same initiator's name, alive or "
+                "dead, made the reservation; log in by another name (`initiator` in the credentials file)"
+            )
+            raise ReservationConflict(self._transport.name, "register", 0, 0, reason) from error
 
     def unregister(self) -> None:
         self._register(0)
