@@ -364,7 +364,7 @@ def test_read_only(lab: Lab, free: Path) -> None:
 
 
 def test_after_kill_9(lab: Lab, free: Path) -> None:
-    pid = third(lab, free)
+    pid = third(lab, free, "--no-supervisor")
     (free / "kept").write_bytes(b"kept")
     with (free / "kept").open("r+b") as f:
         os.fsync(f.fileno())
