@@ -144,3 +144,25 @@ def test_one_bit_in_each_of_many_blocks(ram: RamScene, log: Log) -> None:
         table[kind].update([" / ".join(trial(ram, log, kind, address, bit, where))])
     for kind in kinds:
         print(f"{kind:16} {sum(table[kind].values()):4}  " + ", ".join(f"{n} {o}" for o, n in table[kind].items()))
+
+
+@pytest.mark.expected_log("volume address 0x|removing|extent 255|lost|not there")
+def test_a_lost_part_of_a_map_fails_for_ever_and_the_rest_is_kept(ram: RamScene) -> None:
+    """A ruined map node: reads of what it led to are EIO before and after the repair, and the file can be removed."""
+    device = ram.copy()
+    address = ram.blocks["map node"][0]
+    device.write(address + 512, random.Random(1).randbytes(512))
+    first = repair_volume(open_volume([device]), clock=FastClock(CLOCK_RATE), rng=random.Random(1))
+    assert first.exit_code == 1, first.left.findings
+    assert any("lost earlier" in note for note in first.left.notes)
+    _, found = use(device)
+    lost = [name for name, value in ram.contents.items() if name in found and found[name] != value and name != "/"]
+    assert lost
+    assert all(found[name] == EIO for name in lost)
+    host = Host(device)
+    for name in lost:
+        host.fs.unlink(CONTEXT, ROOT_ID, name[1:].encode())
+    host.end()
+    repair_volume(open_volume([device]), clock=FastClock(CLOCK_RATE), rng=random.Random(1))
+    again = repair_volume(open_volume([device]), clock=FastClock(CLOCK_RATE), rng=random.Random(1))
+    assert (again.exit_code, again.left.counts.lost_blocks) == (0, 0), again.left.notes

@@ -59,6 +59,9 @@ def check_waiting(inodes: Inodes, named: dict[OrphanKind, set[int]], report: Rep
         if not facts.nlink and not facts.is_layer and number not in removing:
             message = f"inode {number} has no name left and is in no orphan list"
             report.add(Kind.INODE_UNREMOVED, message, address=inode_address(number), inode=number)
+        elif number in removing and facts.map.lost:
+            message = f"inode {number} waits for its removal, and no mount can free a map with lost parts"
+            report.add(Kind.INODE_UNREMOVED, message, address=inode_address(number), inode=number)
         if facts.ends_early and number not in removing | trimming:
             message = f"inode {number} has data behind its end"
             report.add(Kind.POINTER_BEYOND_END, message, address=inode_address(number), inode=number)

@@ -78,6 +78,7 @@ class _Scrub:
         self._stable = max(STABLE_SECONDS, 2 * heartbeat)
         self._patience = max(_PATIENCE_SECONDS, _PATIENCE_HEARTBEATS * heartbeat, 2 * self._stable)
         self._passed_over = 0
+        self._holders = Holders(read_slots(volume), volume.superblock.max_hosts)
 
     def run(self) -> Report:
         self._say("fixed parts", 0, 1)
@@ -102,6 +103,8 @@ class _Scrub:
 
     def _settle(self, lock: int | None, examine: Examine) -> None:
         """Examine until it is well, believed, or was in use for too long. `lock`: None for what is a slot's own."""
+        if not examine():  # as nearly always: nothing need be known of its lock
+            return
         until = self._clock.now() + self._patience
         watched: _Watched | None = None
         while True:
@@ -196,12 +199,15 @@ class _Scrub:
     def _lock_block(self, address: int, guards: Guards, name: str) -> list[Finding]:
         block = self._volume.extents.read(address, METADATA_BLOCK_BYTES)
         report = Report("", "")
-        self._checker(report).check(block, address, guards, name)  # the slots are read after the lock
+        LockChecker(self._volume, self._holders, report).check(block, address, guards, name)
+        if report.findings:  # by the slots as they are now, read after the lock
+            report = Report("", "")
+            self._checker(report).check(block, address, guards, name)
         return report.findings
 
     def _checker(self, report: Report) -> LockChecker:
-        holders = Holders(read_slots(self._volume), self._volume.superblock.max_hosts)
-        return LockChecker(self._volume, holders, report)
+        self._holders = Holders(read_slots(self._volume), self._volume.superblock.max_hosts)
+        return LockChecker(self._volume, self._holders, report)
 
     # -- groups, chunks, inodes --------------------------------------------------------------------
 

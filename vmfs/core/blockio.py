@@ -14,6 +14,7 @@ from vmfs.devices.extents import ExtentSet
 from vmfs.errors import DeviceError, ReservationConflict
 
 _EXTENT_SHIFT: Final = 56
+_EXTENTS_ADDRESSABLE: Final = 256  # what eight bits of an address can name
 _OFFSET_MASK: Final = (1 << _EXTENT_SHIFT) - 1
 
 
@@ -30,6 +31,10 @@ class BlockIO:
             extents.device(i).size_bytes if fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode) else 0
             for i, fd in enumerate(self._fds)
         ]
+        # An address in an extent that is not known (that of a lost block, see `vmfs.ondisk.node`) raises DeviceGone.
+        unknown = _EXTENTS_ADDRESSABLE - len(self._fds)
+        self._fds += [-1] * unknown
+        self._least_sizes += [0] * unknown
 
     def read(self, address: int, buf: memoryview) -> None:
         """Fill `buf` (sector-aligned memory and length) from a sector-aligned address. Raises DeviceError."""
