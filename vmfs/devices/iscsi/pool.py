@@ -135,11 +135,6 @@ class SessionPool:
         for session in self._sessions:
             session.close()
 
-    def break_connections(self) -> None:
-        """Drop every connection, as a network would: calls under way meet what they meet then."""
-        for session in self._sessions:
-            session.drop("dropped on request")
-
     def _failed(self, kind: type[DeviceError], cdb: bytes, reason: str) -> DeviceError:
         return kind(self._name, f"SCSI command {cdb[0]:02x}", 0, 0, reason)
 

@@ -128,11 +128,6 @@ class Session:
                     return
                 self._serve(context, ready)
 
-    def drop(self, why: str) -> None:
-        """Give the connection up. Commands under way end with ConnectionLost."""
-        with self._mutex:
-            self._drop(why)
-
     def close(self) -> None:
         """Log out, if the target answers within LOGOUT_SECONDS. Nothing is under way any more."""
         with self._mutex:

@@ -12,8 +12,6 @@ from typing import Final
 
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS
 
-LBA_MAX: Final = (1 << 64) - 1
-BLOCKS_MAX: Final = (1 << 32) - 1
 COMPARE_BLOCKS_MAX: Final = 255  # the CDB has one byte for it
 
 TEST_UNIT_READY: Final = 0x00
