@@ -60,7 +60,7 @@ def test_users_of_a_host_that_lost_its_registration_only_wait(volume: RamVolume)
 @pytest.mark.expected_log("mount failed")
 @pytest.mark.expected_log("write to inode")
 @pytest.mark.expected_log("recovered host")
-@pytest.mark.expected_log("was lost")
+@pytest.mark.expected_log("a lock could not be given up")
 def test_a_fenced_host_fails_its_users_and_changes_nothing(volume: RamVolume) -> None:
     """Its key is taken away as by a breaker; its slot says RECOVERING. Its threads stand in the middle of a burst."""
     one, two = volume.host("esx1"), volume.host("esx2")

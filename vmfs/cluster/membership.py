@@ -350,6 +350,7 @@ class Membership:
         if self._troubled:
             self._troubled = False
             _log.info("%s: heartbeats are answered again", self.volume_name)
+        lapsed = now >= self.lease_deadline > -math.inf
         if now >= self.lease_deadline:
             if not self.callbacks.may_resume():
                 return
@@ -361,6 +362,8 @@ class Membership:
             resumed = self._expired and now < deadline
             if resumed:
                 self._expired = False
+        if lapsed and not resumed and now < deadline:  # the lease's thread had not noticed: all were stopped, say
+            _log.info("%s: the lease had run out, and is valid again", self.volume_name)
         if resumed:
             _log.info("%s: the lease is valid again", self.volume_name)
             self._tell("on_lease_resumed", self.callbacks.on_lease_resumed)
