@@ -174,3 +174,21 @@ def test_a_group_is_handed_over_when_all_that_was_promised_of_it_is_settled(
     assert two.read(reader, BLOCK, BLOCK) == b"\2" * BLOCK
     two.close(node, reader)
     one.close(node, fh)
+
+
+def test_places_of_removed_inodes_are_no_room_for_map_nodes(ram: RamVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay inodes', and count as free metadata all the same: whoever needs a node takes a block instead."""
+    host = ram.host("esx1")
+    for i in range(7):
+        host.close(*host.create(f"file{i}"))
+    for i in range(7):
+        host.fs.unlink(CONTEXT, ROOT_ID, f"file{i}".encode())
+    host.volume.reaper.work()
+    units = host.core.units
+    with host.core.transactions.mutex:
+        assert units.has_units(8)
+        monkeypatch.setattr(Groups, "allocatable_blocks", lambda groups: 0)
+        free = sum(held.obj.group.free_units for held in host.core.groups.held.values())
+        assert free >= 14
+        assert not units.has_units(free - 13)
+    monkeypatch.undo()

@@ -8,7 +8,7 @@ from errno import EROFS
 import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
-from vmfs.fuse.contract import SetAttr
+from vmfs.fuse.contract import ROOT_ID, SetAttr
 
 
 def test_who_opens_a_file_sees_what_was_synced_before(ram: RamVolume) -> None:
@@ -43,3 +43,19 @@ def test_a_mount_that_is_read_only_says_so(ram: RamVolume) -> None:
             attempt()
         assert told.value.errno == EROFS
     host.core.read_only = False
+
+
+def test_a_name_whose_file_is_gone_is_looked_up_anew(ram: RamVolume) -> None:
+    """The kernel opens by what it was told a moment ago, is told ESTALE, and asks for the name again: ENOENT."""
+    writer, reader = ram.host("esx1"), ram.host("esx2")
+    node, fh = writer.create("file")
+    writer.close(node, fh)
+    writer.core.transactions.settle()
+    assert reader.fs.lookup(CONTEXT, ROOT_ID, b"file").nodeid == node
+    writer.fs.unlink(CONTEXT, ROOT_ID, b"file")
+    writer.volume.reaper.work()
+    writer.core.transactions.settle()
+    with pytest.raises(OSError, match="no longer that file"):
+        reader.open(node, os.O_RDONLY)
+    with pytest.raises(FileNotFoundError):
+        reader.fs.lookup(CONTEXT, ROOT_ID, b"file")

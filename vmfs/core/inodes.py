@@ -204,6 +204,7 @@ class Inodes:
                 return seen
         found = self._unlocked.believe(number, lambda: self._read_inode(number))
         if not found.in_use:
+            self.forget(number)  # whoever looks the name up again must not be told what was believed of it
             raise stale(number)
         seen = Seen(found, now, LiveNodes(core, self, lock), {})
         with core.transactions.mutex:

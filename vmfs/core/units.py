@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain
 
 from vmfs.clock import Clock
 from vmfs.core.groups import Groups, HeldGroup, find_run
@@ -47,21 +46,18 @@ class Units:
         self._geometry = geometry
         self._store = store
         self._clock = clock
-        self._roomy = -1
 
     def has_units(self, units: int) -> bool:
-        """Whether so many single units can be allocated now, in chunks that there are or in new ones."""
+        """Whether so many single units can be allocated now, in new chunks or in those that there are."""
         per_chunk = self._geometry.units_per_chunk - 1
-        # Asked before every first write: the group that had room the last time comes first, all of them rarely.
-        hinted = self._groups.held.get(self._roomy)
-        found = 0
-        for held in chain((hinted,) if hinted is not None else (), self._groups.held.values()):
-            if held.asked or (found and held is hinted):
-                continue
-            found += held.obj.group.free_units + per_chunk * min(units, held.allocatable().bit_count())
-            if found >= units:
-                self._roomy = held.obj.group.index
-                return True
+        found = per_chunk * min(units, self._groups.allocatable_blocks())
+        if found >= units:
+            return True
+        for held in self._with_units():
+            for chunk in self._chunks(held, held.packed):
+                found += self._free_units_of(held, chunk).bit_count()
+                if found >= units:
+                    return True
         return False
 
     def allocate_unit(self, op: Operation) -> tuple[int, int] | None:
