@@ -331,6 +331,16 @@ class LockedByOther(VmfsError):
         self.holder = holder
 
 
+class StillInUse(VmfsError):
+    """Operations of this host are under way in what a lock covers: they end by themselves, and then it can be given
+    up. For `LockManager`'s `before_release`, which must not wait for them: they may wait for another lock."""
+
+    errno = EBUSY
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is in use by operations of this host that are under way; try again in a moment")
+
+
 class NoSpace(VmfsError):
     """No room for what was asked."""
 

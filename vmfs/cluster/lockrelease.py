@@ -11,12 +11,13 @@ from vmfs.clock import Clock
 from vmfs.cluster.lockio import Doubt, FateUnknown, LockSectors
 from vmfs.cluster.locktable import Entry, LockTable, Tenure
 from vmfs.cluster.membership import Membership
-from vmfs.errors import VmfsError
+from vmfs.errors import StillInUse, VmfsError
 from vmfs.ondisk.lock import Guards, Holder, LockMode
 
 HOLD_S: Final = 0.1  # of continuous use, after which a waiting host gets the lock; and for which pins may drain
 DRAIN_PAUSE_S: Final = 1.0  # after pins did not drain, before threads are held up for it again
 RETRY_S: Final = 0.25  # after giving up failed
+IN_USE_PAUSE_S: Final = 0.002  # before looking again at what operations of this host still use
 HANDED_OVER_INTERVALS: Final = 2  # R11: a group that was asked for is left to the asker for so many heartbeats
 _IDLE_LOOK_S: Final = 1.0  # the thread wakes at least so often
 _log = logging.getLogger(__name__)
@@ -135,6 +136,14 @@ class Releaser:
             with self._table.cond:
                 self._handed_over[entry.address] = self._clock.now() + pause
 
+    def give_up_when_unused(self, entry: Entry) -> None:
+        """As `give_up`, and waits for the operations of this host that are under way in what the lock covers."""
+        while True:
+            try:
+                return self.give_up(entry)
+            except StillInUse:
+                self._clock.sleep(IN_USE_PAUSE_S)
+
     def ask(self, address: int) -> None:
         """Another host asks for the lock: give it up once nobody pins it, and hold new pins up for a moment."""
         with self._table.cond:
@@ -199,14 +208,17 @@ class Releaser:
         return release, check, due
 
     def _give_up_in_background(self, entry: Entry) -> None:
+        pause = RETRY_S
         try:
             self.give_up(entry)
+        except StillInUse:
+            pause = IN_USE_PAUSE_S  # the other locks do not wait for it: who uses it may want one of them
         except VmfsError as e:
             _log.warning("%s: a lock could not be given up: %s", self._membership.volume_name, e)
         except Exception:  # of `before_release`; the thread must live for the other locks
             _log.exception("%s: a lock could not be given up", self._membership.volume_name)
         with self._table.cond:
-            entry.retry_at = self._clock.now() + RETRY_S
+            entry.retry_at = self._clock.now() + pause
             self._table.end_busy(entry)
 
     def _look_for_waiter(self, entry: Entry) -> None:

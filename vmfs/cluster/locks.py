@@ -56,7 +56,7 @@ class LockManager:
 
         `recover(slot)`: begin_recovery, replay, finish_recovery of a dead slot. `before_release(tenure)`: bring all
         that the lock covers to the volume, flush it, drop what is cached; when it raises, the lock is kept and tried
-        again a little later. `describe(address, guards)` names a lock in messages.
+        again a little later (very soon after StillInUse). `describe(address, guards)` names a lock in messages.
         """
         self._membership = membership
         self._clock = clock
@@ -347,7 +347,7 @@ class LockManager:
             finally:
                 self._table.exit(entry)
         try:
-            self._releaser.give_up(entry)
+            self._releaser.give_up_when_unused(entry)
         finally:
             with self._table.cond:
                 self._table.end_busy(entry)

@@ -68,6 +68,8 @@ class HeldGroup:
     """Until then no place of a removed inode is used: another host may have removed it a moment ago."""
     waiting: list[tuple[float, int]] = field(default_factory=list)
     """Settled frees: (when their quarantine is over, bits)."""
+    doubtful: list[tuple[float, int]] = field(default_factory=list)
+    """Promised blocks into which a write failed: (when it cannot land any more, bits). Each pins the group."""
 
     def allocatable(self) -> int:
         """Blocks that may be promised now, as bits."""
@@ -131,6 +133,8 @@ class Groups:
         """Make allocatable what was freed long enough ago."""
         now = self._clock.now()
         for held in self.held.values():
+            if held.doubtful:
+                self._end_doubts(held, now)
             if not held.waiting:
                 continue
             over = [bits for ready, bits in held.waiting if ready <= now]
@@ -186,6 +190,23 @@ class Groups:
         held = self.held.get(run.group)
         if held is not None:
             held.promised &= ~run.bits
+
+    def hold_back(self, run: Run) -> None:
+        """A promise into which a write has failed: it may still land, over what the blocks hold by then. The quarantine
+        outlasts that (A1: P + F is less). Until then the blocks stay promised, and the group is not given up."""
+        held = self.held[run.group]
+        bits = run.bits & held.promised
+        if bits:
+            held.pins += 1
+            held.doubtful.append((self._clock.now() + self._quarantine, bits))
+
+    @staticmethod
+    def _end_doubts(held: HeldGroup, now: float) -> None:
+        for ready, bits in held.doubtful:
+            if ready <= now:
+                held.promised &= ~bits
+                held.pins -= 1
+        held.doubtful = [(ready, bits) for ready, bits in held.doubtful if ready > now]
 
     def claim(self, op: Operation, run: Run) -> None:
         """Promised blocks are allocated by this operation; they are promised again when it is undone."""

@@ -11,7 +11,6 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +60,7 @@ from vmfs.core.units import Units
 from vmfs.devices import Device, open_device
 from vmfs.devices.flight import Resending
 from vmfs.devices.iscsi.credentials import choose_file
-from vmfs.errors import DamagedBlock, DeviceError, DeviceNotUsable, VmfsError
+from vmfs.errors import DamagedBlock, DeviceError, DeviceNotUsable, StillInUse, VmfsError
 from vmfs.estate.handles import HandleTable
 from vmfs.estate.layout import Estate
 from vmfs.estate.link import Link
@@ -79,7 +78,6 @@ from vmfs.volume import Volume, open_volume
 
 log = logging.getLogger("vmfs.core")
 
-_QUIET_POLL_SECONDS: Final = 0.002
 _KNOWN_OPTIONS: Final = frozenset({"noexec", "suid", "dev", "_netdev", "rw", "defaults"})
 
 
@@ -275,17 +273,17 @@ class MountedVolume:
     # -- giving up locks ---------------------------------------------------------------------------
 
     def _before_release(self, tenure: Tenure) -> None:
-        """Put in order what a lock covers (rules R5 and R11). Runs without the control mutex."""
+        """Put in order what a lock covers (rules R5 and R11). Runs without the control mutex. Raises StillInUse."""
         core = self.core
         core.transactions.check()
-        for attempt in count():
+        while True:
             # Looked at first: of many locks that became idle together, the first one's settling settles the others.
             with core.transactions.mutex:
-                if self._is_quiet(tenure) and not core.transactions.unsettled(tenure.address):
+                if not self._is_quiet(tenure):
+                    raise StillInUse(self._describe_lock(tenure.address, tenure.guards))
+                if not core.transactions.unsettled(tenure.address):
                     self._forget(tenure)
                     return
-            if attempt:
-                core.clock.sleep(_QUIET_POLL_SECONDS)
             core.transactions.settle()
 
     def _is_quiet(self, tenure: Tenure) -> bool:
@@ -294,6 +292,7 @@ class MountedVolume:
         if held is None:
             return True
         held.asked = True
+        self.core.groups.end_quarantines()
         return not held.pins
 
     def _held_group(self, tenure: Tenure) -> HeldGroup | None:

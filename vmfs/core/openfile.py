@@ -125,6 +125,8 @@ class OpenFile:
             with self.core.transactions.mutex:
                 if self.owned:
                     return
+                if not seen.inode.nlink and (self.number, self.generation) not in self.core.orphans.entries:
+                    raise stale(self.number)  # another host is removing it, block by block: holes are no zeros of its
                 if seen.inode.version != self.version:
                     self.view.reset()
                     self.version = seen.inode.version

@@ -24,6 +24,7 @@ from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.core.views import INHERITED
+from vmfs.errors import DeviceError, DeviceGone
 from vmfs.ondisk.node import ADDRESS_MASK, MAX_HEIGHT, STATE_MASK, UNWRITTEN, WRITTEN
 from vmfs.ondisk.superblock import MIN_BLOCK_BYTES
 
@@ -192,14 +193,18 @@ class SlowWriter:
                 run = singles.pop(0)
                 inherited = pointer & INHERITED != 0 and pointer & STATE_MASK in (WRITTEN, UNWRITTEN)
                 pieces.append(_Piece(block, core.groups.address(run), True, run, inherited))
+        give_up = core.groups.take_back  # what was claimed is not promised any more: nothing to take back
         try:
             yield pieces
+        except (DeviceError, DeviceGone):
+            give_up = core.groups.hold_back
+            raise
         finally:
             with core.transactions.mutex:
+                for run in runs:
+                    give_up(run)
                 for group in groups:
                     core.groups.held[group].pins -= 1
-                for run in runs:
-                    core.groups.take_back(run)  # what was claimed is not promised any more: nothing to take back
 
     def _promise(self, file: OpenFile, count: int, first: int, offset: int) -> list[Run]:
         """Blocks from the file's reserve, then from the groups; raises NeedRoom with nothing promised."""
