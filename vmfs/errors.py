@@ -233,6 +233,16 @@ class DamagedBlock(VmfsError):
         self.what = what
 
 
+class NoSuchStructure(VmfsError):
+    """A part of a volume that it does not have."""
+
+    exit_code = EXIT_NOT_TRIED
+    errno = EINVAL
+
+    def __init__(self, volume: str, what: str, there_is: str) -> None:
+        super().__init__(f"volume {volume} has no {what}: {there_is}")
+
+
 class FormatRefused(VmfsError):
     """`format` on a device that holds something already."""
 

@@ -29,6 +29,15 @@ def all_commands() -> Iterator[tuple[str, click.Command]]:
 TYPED = [typed for typed, command in all_commands() if not isinstance(command, click.Group)]
 
 
+DUMPED = {
+    "superblock": "MOUNT|DEVICE...", "slot": "SLOT MOUNT|DEVICE...",
+    "lock": "superblock|group:N|inode:N|ADDRESS MOUNT|DEVICE...", "group": "GROUP MOUNT|DEVICE...",
+    "chunk": "ADDRESS MOUNT|DEVICE...", "orphans": "SLOT MOUNT|DEVICE...", "journal": "SLOT MOUNT|DEVICE...",
+    "node": "ADDRESS MOUNT|DEVICE...", "block": "ADDRESS MOUNT|DEVICE...", "inode": "INODE|PATH [MOUNT|DEVICE...]",
+    "map": "INODE|PATH [MOUNT|DEVICE...]", "directory": "INODE|PATH [MOUNT|DEVICE...]",
+}  # fmt: skip
+
+
 def help_of(typed: str) -> str:
     result = CliRunner().invoke(vmfsctl, [*typed.split(), "--help"], **WIDE)  # type: ignore[arg-type]
     assert result.exit_code == 0
@@ -38,7 +47,7 @@ def help_of(typed: str) -> str:
 def test_all_that_there_is() -> None:
     assert TYPED == [
         "format", "mount", "umount", "restart", "scan", "list", "info", "hosts", "locks", "fence", "recover", "check",
-        "clone", "diff", "disk create", "disk info", "extend disk",
+        *(f"dump {w}" for w in DUMPED), "clone", "diff", "disk create", "disk info", "extend disk",
     ]  # fmt: skip
 
 
@@ -61,6 +70,7 @@ def test_each_says_what_it_takes(typed: str) -> None:
         "check": "MOUNT|DEVICE...",
         "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",
         "clone": "SRC DST", "diff": "OLD NEW", "disk create": "PATH", "disk info": "PATH", "extend disk": "PATH SIZE",
+        **{f"dump {what}": takes for what, takes in DUMPED.items()},
     }  # fmt: skip
     assert takes[typed] in usage
 

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "fence": ("vmfs.cli.recover:fence_command", "Declare a host dead."),
     "recover": ("vmfs.cli.recover:recover_command", "Recover a host whose recovery has failed."),
     "check": ("vmfs.cli.check:check_command", "Check a volume's structure, and mend it."),
+    "dump": ("vmfs.cli.dump:dump_group", "Show a volume's structures as they lie on its devices."),
     "clone": ("vmfs.cli.clone:clone_command", "Clone a file in an instant."),
     "diff": ("vmfs.cli.diff:diff_command", "Show where a clone differs from another."),
     "disk": ("vmfs.cli.disk:disk_group", "Make virtual disks and look at them."),

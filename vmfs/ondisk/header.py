@@ -86,6 +86,12 @@ def seal_checksum(block: bytearray) -> bytearray:
     return block
 
 
+def peek(block: bytes | bytearray | memoryview) -> Header:
+    """What a block of METADATA_BLOCK_BYTES says of itself, with nothing verified: for tools that show damaged ones."""
+    _, type_, version, _, address, generation, volume, owner, role = _HEADER.unpack_from(block, 0)
+    return Header(type_, version, address, generation, volume, owner, role)
+
+
 def checksum_matches(block: bytes | bytearray | memoryview) -> bool:
     """Whether the stored checksum is that of the block's bytes."""
     view = memoryview(block)

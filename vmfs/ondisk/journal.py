@@ -103,7 +103,8 @@ class JournalHeader:
         return bytes(block)
 
 
-def _parse_header(block: bytes | memoryview, address: int, volume: bytes, slot: int, blocks: int) -> JournalHeader:
+def parse_one_header(block: bytes | memoryview, address: int, volume: bytes, slot: int, blocks: int) -> JournalHeader:
+    """One copy of the header of a journal of `blocks` blocks. Raises DamagedBlock."""
     header = open_block(block, BlockType.JOURNAL_HEADER, address=address, volume=volume)
     incarnation, sequence, position = _HEADER.unpack_from(block, 64)
     if header.role != slot or not HEADER_BLOCKS <= position < blocks:
@@ -125,7 +126,7 @@ def parse_header(
         at = copy * METADATA_BLOCK_BYTES
         try:
             block = journal[at : at + METADATA_BLOCK_BYTES]
-            found.append(_parse_header(block, journal_address + at, volume, slot, blocks))
+            found.append(parse_one_header(block, journal_address + at, volume, slot, blocks))
         except DamagedBlock as e:
             problem = problem or e
     if not found:

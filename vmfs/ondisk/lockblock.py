@@ -69,6 +69,20 @@ def seal(
     return bytes(sector)
 
 
+def peek(sector: bytes) -> tuple[int, bytes]:
+    """(address, volume prefix) that a record says it has, with nothing verified: for tools that show damaged ones."""
+    *_, address, prefix = _HEAD.unpack_from(sector, 0)
+    return address, prefix
+
+
+def resealed(sector: bytes, magic: bytes) -> bytes:
+    """The record in `sector` with this magic, zeros behind it, and a checksum that matches it as it stands."""
+    fixed = bytearray(sector[:RECORD_BYTES].ljust(len(sector), b"\0"))
+    fixed[: len(magic)] = magic
+    _CHECKSUM.pack_into(fixed, CHECKSUM_OFFSET, xxh3_64_intdigest(memoryview(fixed)[:CHECKSUM_OFFSET]))
+    return bytes(fixed)
+
+
 def unseal(
     sector: bytes, *, magic: bytes, version: int, what: str, address: int, volume_prefix: bytes
 ) -> tuple[int, int, bytes]:

@@ -130,7 +130,7 @@ def parse_block(block: bytes | memoryview, layout: PaxosLayout, address: int) ->
     sectors = []
     for i in range(layout.count):
         raw = block[i * layout.sector_bytes : i * layout.sector_bytes + SECTOR_USED_BYTES]
-        sectors.append(_parse_sector(bytes(raw), layout, address, i))
+        sectors.append(parse_sector(bytes(raw), layout, address, i))
     parsed = PaxosBlock(tuple(sectors))
     if not parsed.top.bal:
         raise DamagedBlock(address, "Paxos register: it holds no image")
@@ -149,7 +149,8 @@ def _checksum(sector: bytes | bytearray, layout: PaxosLayout, address: int) -> i
     return xxh3_64_intdigest(bytes(sector[:_CHECKSUM_OFFSET]) + address.to_bytes(8, "little") + layout.volume_prefix)
 
 
-def _parse_sector(sector: bytes, layout: PaxosLayout, address: int, index: int) -> Sector:
+def parse_sector(sector: bytes, layout: PaxosLayout, address: int, index: int) -> Sector:
+    """Decode sector `index` (SECTOR_USED_BYTES of it) of the lock block at `address`. Raises DamagedBlock."""
     if len(sector) != SECTOR_USED_BYTES or _CHECKSUM.unpack_from(sector, _CHECKSUM_OFFSET)[0] != _checksum(
         sector, layout, address
     ):

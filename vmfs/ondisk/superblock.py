@@ -182,6 +182,13 @@ class Superblock:
         return replace(self, generation=generation)
 
 
+def resealed(block: bytes) -> bytes:
+    """A damaged copy with the signature and a checksum that matches it as it stands: for tools that show it."""
+    fixed = bytearray(block)
+    fixed[: len(SIGNATURE)] = SIGNATURE
+    return bytes(seal_checksum(fixed))
+
+
 def backup_offset(extent_bytes: int) -> int:
     """Where the copy at the end of an extent of that size lies."""
     return (extent_bytes - BACKUP_FROM_END_BYTES) & ~0xFFFF
