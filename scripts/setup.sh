@@ -12,6 +12,7 @@ qemu-utils|qemu-img, whose writing to a volume is tested
 e2fsprogs|mkfs.ext4 and fsck, for file systems in virtual disks
 fio|measures the volume and the disk beneath it
 mount|losetup and mount, for disks within disks
+systemd|systemd-analyze and the fstab generator, which check the mount units
 libiscsi7|LUNs over iSCSI
 tgt|an iSCSI target without COMPARE AND WRITE, for the tests
 '

@@ -45,10 +45,10 @@ def help_of(typed: str) -> str:
 
 
 def test_all_that_there_is() -> None:
-    assert TYPED == [
+    assert [
         "format", "mount", "umount", "restart", "scan", "list", "info", "hosts", "locks", "fence", "recover", "check",
-        *(f"dump {w}" for w in DUMPED), "clone", "diff", "disk create", "disk info", "extend disk",
-    ]  # fmt: skip
+        *(f"dump {w}" for w in DUMPED), "clone", "diff", "disk create", "disk info", "extend disk", "install-helpers",
+    ] == TYPED  # fmt: skip
 
 
 @pytest.mark.parametrize("typed", TYPED)
@@ -70,6 +70,7 @@ def test_each_says_what_it_takes(typed: str) -> None:
         "check": "MOUNT|DEVICE...",
         "fence": "HOST [MOUNT...]", "recover": "SLOT|HOST [MOUNT]",
         "clone": "SRC DST", "diff": "OLD NEW", "disk create": "PATH", "disk info": "PATH", "extend disk": "PATH SIZE",
+        "install-helpers": "[OPTIONS]",
         **{f"dump {what}": takes for what, takes in DUMPED.items()},
     }  # fmt: skip
     assert takes[typed] in usage

@@ -4,6 +4,7 @@
     failures     how errors become a message and an exit code
     output       tables, fields, JSON
     targets      a mount point, a device or a file: which one a command was given
+    mounthelper  the other programs: what mount(8) and umount(8) run
 """
 
 from __future__ import annotations

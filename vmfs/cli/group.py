@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "diff": ("vmfs.cli.diff:diff_command", "Show where a clone differs from another."),
     "disk": ("vmfs.cli.disk:disk_group", "Make virtual disks and look at them."),
     "extend": ("vmfs.cli.extend:extend_group", "Make something larger."),
+    "install-helpers": ("vmfs.cli.helpers:install_helpers_command", "Have mount(8), fstab and systemd mount volumes."),
 }
 
 
