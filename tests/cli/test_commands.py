@@ -114,6 +114,10 @@ def test_list(lab: Lab) -> None:
 
 def test_info_of_a_mount_and_of_its_device_agree(lab: Lab) -> None:
     mount, device = as_json("info", lab.a), as_json("info", lab.lun)
+    # A mount has proved its lock method, and says so.
+    proved = mount["volume"].pop("lock_method_reason")
+    assert proved.startswith(device["volume"].pop("lock_method_reason"))
+    assert "proved on" in proved
     assert mount["volume"] == device["volume"]
     assert mount["size_bytes"] == device["size_bytes"]
     assert device["mount"] is None
@@ -194,7 +198,7 @@ def test_a_relative_path_is_the_callers(lab: Lab) -> None:
         ("info {empty}", "holds no Azekura VMFS volume"),
         ("hosts {empty}", "holds no Azekura VMFS volume"),
         ("locks {empty}", "holds no Azekura VMFS volume"),
-        ("info iscsi://host/target/0", "not supported yet"),
+        ("info iscsi://host/target/0", "is no iSCSI name"),
         ("umount {folder}", "is not in a mounted volume"),
         ("mount {missing} {folder}", "no such file or block device"),
         ("mount {empty} {folder}", "holds no Azekura VMFS volume"),

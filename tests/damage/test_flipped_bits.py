@@ -216,11 +216,13 @@ def test_a_dead_hosts_journal_that_cannot_be_read(damaged: CopiedDatastore, scen
     first = damaged.mount("esx1")
     die(first)
     header = scene.blocks["journal header"]
-    if what == "headers":
-        flip(damaged.lun, header, BIT)
-        flip(damaged.lun, scene.blocks["journal header 2"], BIT)
-    else:
-        flip(damaged.lun, header + 2 * 4096, BIT)
+    # Two bits in each: a single one is put right.
+    for bit in (BIT, BIT + 8):
+        if what == "headers":
+            flip(damaged.lun, header, bit)
+            flip(damaged.lun, scene.blocks["journal header 2"], bit)
+        else:
+            flip(damaged.lun, header + 2 * 4096, bit)
     named = header if what == "headers" else header + 2 * 4096
     done = vmfsctl("check", damaged.lun, check=False)
     assert done.returncode == 4

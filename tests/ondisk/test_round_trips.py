@@ -161,7 +161,7 @@ def test_superblock() -> None:
     assert superblock.parse(SUPERBLOCK.pack(0, 64 << 10), 64 << 10, "lun") == SUPERBLOCK
 
 
-@pytest.mark.parametrize(("at", "value"), [(64, 2), (88, 1)])
+@pytest.mark.parametrize(("at", "value"), [(64, 2), (88, superblock.KNOWN_INCOMPAT + 1)])
 def test_superblocks_of_the_future_are_refused(at: int, value: int) -> None:
     block = bytearray(SUPERBLOCK.pack(0, 64 << 10))
     block[at] = value  # format version, incompatible features

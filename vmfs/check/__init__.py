@@ -7,7 +7,7 @@ nobody has mounted, `scrub` one that is in use. A host that died leaves a journa
 be after recovery (`recovery`).
 
 `repair` mends: `alone` keeps everybody else out, `atomic` writes, `shop` finds room, the `mend_` modules do the work,
-`correct` knows how to put a single bit right, `buildtree` lays out a directory. `dryrun` is a disk to try it on.
+`buildtree` lays out a directory. `dryrun` is a disk to try it on.
 
 Stands on the format (`vmfs.ondisk`), `vmfs.volume`, `vmfs.liveness`, `vmfs.cluster` (a repair is a member like any
 mount) and of `vmfs.core` the journal, its replay and the search for free runs.

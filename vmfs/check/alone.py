@@ -13,7 +13,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
-from vmfs.check.correct import corrected_record
 from vmfs.check.recovery import pending_images
 from vmfs.clock import Clock
 from vmfs.cluster.casio import swap_settled
@@ -28,6 +27,7 @@ from vmfs.errors import DamagedBlock, DeviceError, SlotNotDead, UnsupportedForma
 from vmfs.liveness import read_slots
 from vmfs.lockmethod import image_in, new_lock_block, registers_of
 from vmfs.ondisk import journal as journal_format
+from vmfs.ondisk.correct import corrected_record
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.slot import SlotRecord, SlotState, parse_slot
 from vmfs.volume import Volume

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmfs.check.correct import corrected_block
 from vmfs.check.kinds import Kind
 from vmfs.check.shop import Shop
 from vmfs.check.survey import Survey
@@ -12,6 +11,7 @@ from vmfs.errors import DamagedBlock, DeviceError
 from vmfs.liveness import read_slots
 from vmfs.lockmethod import new_lock_block
 from vmfs.ondisk import journal
+from vmfs.ondisk.correct import corrected_block
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
 from vmfs.ondisk.lock import Guards, LockRecord

@@ -10,6 +10,7 @@ from vmfs.core.leased import LeasedIO
 from vmfs.errors import DamagedBlock
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES, BlockType
 from vmfs.ondisk.journal import HEADER_BLOCKS, Image, Record, goes_on_behind, parse_header, parse_record
+from vmfs.ondisk.journalbits import put_header_right, put_record_right
 
 log = logging.getLogger("vmfs.core")
 
@@ -28,12 +29,15 @@ class JournalPlace:
 
 
 def read_records(data: bytes, place: JournalPlace) -> list[Record]:
-    """The records that count, oldest first.
+    """The records that count, oldest first. A single wrong bit in a header or a record is put right, and logged.
 
     Raises DamagedBlock when no header can be read, or a record is damaged that others follow.
     """
-    view = memoryview(data)
+    ring = bytearray(data)
+    view = memoryview(ring)
     blocks = len(data) // METADATA_BLOCK_BYTES
+    for address in put_header_right(ring, place.address, place.volume, place.slot):
+        _tell(place, address)
     header = parse_header(view, place.address, place.volume, place.slot, blocks)
     records: list[Record] = []
     if header.incarnation != place.incarnation:
@@ -48,6 +52,8 @@ def read_records(data: bytes, place: JournalPlace) -> list[Record]:
             if found is not None:
                 break
         else:
+            if _put_right(ring, place, position, sequence):
+                continue
             break
         record, length = found
         records.append(record)
@@ -59,6 +65,23 @@ def read_records(data: bytes, place: JournalPlace) -> list[Record]:
         address = place.address + position * METADATA_BLOCK_BYTES
         raise DamagedBlock(address, f"journal record {sequence} of slot {place.slot} is damaged; later ones are whole")
     return records
+
+
+def _put_right(ring: bytearray, place: JournalPlace, position: int, sequence: int) -> bool:
+    """Whether the next record was one wrong bit away from being whole, and is whole now."""
+    for start in (position, HEADER_BLOCKS):
+        address = put_record_right(
+            ring, start, journal_address=place.address, volume=place.volume, incarnation=place.incarnation,
+            sequence=sequence,
+        )  # fmt: skip
+        if address is not None:
+            _tell(place, address)
+            return True
+    return False
+
+
+def _tell(place: JournalPlace, address: int) -> None:
+    log.warning("slot %d: the journal block at %#x had one wrong bit, which was put right", place.slot, address)
 
 
 def images_to_write(records: list[Record], holds: Callable[[int, int], bool]) -> list[Image]:

@@ -230,6 +230,17 @@ def parse_record(
     return Record(slot, incarnation, sequence, tuple(found), revoked), total
 
 
+def record_shape(descriptor: bytes | bytearray | memoryview) -> tuple[int, int, int]:
+    """(descriptor blocks, images, revokes) of a record, by its first descriptor block, whose checksum matches."""
+    _, count, _, _, images, revokes, _, _ = _DESCRIPTOR.unpack_from(descriptor, 64)
+    return count, images, revokes
+
+
+def image_checksums(descriptors: Sequence[memoryview], images: int) -> list[int]:
+    """The checksums of a record's images, by its descriptor blocks."""
+    return [entry[3] for entry in _parse_entries(descriptors, images, 0)]
+
+
 def goes_on_behind(ring: memoryview, *, journal_address: int, volume: bytes, incarnation: int, sequence: int) -> bool:
     """Whether the journal holds any part of a record of that incarnation that is later than `sequence`.
 

@@ -12,19 +12,22 @@ from vmfs.ondisk.header import METADATA_BLOCK_BYTES, checksum_matches
 from vmfs.ondisk.lockblock import RECORD_BYTES
 
 
-def corrected_block(block: bytes) -> bytes | None:
+def corrected_block(block: bytes | bytearray | memoryview) -> bytes | None:
     """A metadata block with the one bit put right that makes its checksum match, or None. Takes some 40 ms.
 
     Its magic, type and address are for the caller to look at, as with any block.
     """
-    if len(block) != METADATA_BLOCK_BYTES:
-        return None
-    trial = bytearray(block)
+    return corrected(block, checksum_matches) if len(block) == METADATA_BLOCK_BYTES else None
+
+
+def corrected(data: bytes | bytearray | memoryview, matches: Callable[[bytearray], bool]) -> bytes | None:
+    """The data with the one bit put right that makes it match, or None."""
+    trial = bytearray(data)
     for at in range(len(trial)):
         right = trial[at]
         for bit in range(8):
             trial[at] = right ^ 1 << bit
-            if checksum_matches(trial):
+            if matches(trial):
                 return bytes(trial)
         trial[at] = right
     return None
