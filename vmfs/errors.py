@@ -535,3 +535,13 @@ class MountClosing(VmfsError):
     def __init__(self, volume: str) -> None:
         super().__init__(f"volume {volume} is being unmounted here; mount it again to go on")
         self.volume = volume
+
+
+class HandOverFailed(VmfsError):
+    """A lock that was not handed over. It is with whom it was before."""
+
+    errno = EAGAIN
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} was not handed over: {reason}")
+        self.what = what

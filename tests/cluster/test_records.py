@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from vmfs.errors import DamagedBlock, UnsupportedFormat
-from vmfs.ondisk.lock import MAX_HOLDERS, Guards, Holder, LockMode, LockRecord, parse_lock
+from vmfs.ondisk.lock import MAX_HOLDERS, Guards, HandOver, Holder, LockMode, LockRecord, parse_lock
 from vmfs.ondisk.lockblock import NO_SLOT, RECORD_BYTES
 from vmfs.ondisk.slot import MAX_REQUESTS, Request, SlotRecord, SlotState, parse_slot
 
@@ -44,11 +44,14 @@ def lock_records(draw: st.DrawFn) -> LockRecord:
     listed = mode in (LockMode.SHARED, LockMode.MULTI_WRITER)
     many = st.lists(holders, min_size=1, max_size=MAX_HOLDERS, unique=True)
     intent = draw(st.sampled_from(LockMode))
+    owner = draw(holders) if mode is LockMode.EXCLUSIVE else None
+    over = draw(st.sampled_from(HandOver)) if owner is not None else HandOver.NONE
     return LockRecord(
         ADDRESS, PREFIX, draw(st.sampled_from(Guards)), mode, draw(u64), draw(u64),
-        draw(holders) if mode is LockMode.EXCLUSIVE else None, tuple(draw(many)) if listed else (),
+        owner, tuple(draw(many)) if listed else (),
         None if intent is LockMode.FREE else draw(holders), intent, draw(st.integers(0, 1)),
         draw(st.binary(min_size=32, max_size=32)),
+        None if over is HandOver.NONE else draw(holders.filter(lambda h: h != owner)), over,
     )  # fmt: skip
 
 
@@ -119,6 +122,10 @@ def test_an_intact_record_of_a_later_layout_is_refused_not_guessed() -> None:
 def test_records_that_contradict_themselves_are_not_made() -> None:
     with pytest.raises(ValueError, match="owner"):
         LockRecord(ADDRESS, PREFIX, Guards.INODE, LockMode.EXCLUSIVE)
+    with pytest.raises(ValueError, match="OFFERED to None"):
+        LockRecord(ADDRESS, PREFIX, Guards.INODE, hand_over=HandOver.OFFERED)
+    with pytest.raises(ValueError, match="is handed over"):
+        LockRecord(ADDRESS, PREFIX, Guards.INODE).offered(Holder(1, 1))
     with pytest.raises(ValueError, match="twice"):
         LockRecord(ADDRESS, PREFIX, Guards.INODE, LockMode.SHARED, holders=(Holder(1, 1), Holder(1, 1)))
     sharers = tuple(Holder(i, 1) for i in range(MAX_HOLDERS + 1))
@@ -130,7 +137,7 @@ def test_records_that_contradict_themselves_are_not_made() -> None:
         SlotRecord(ADDRESS, PREFIX, 0, SlotState.LIVE, recoverer=Holder(1, 1))
 
 
-@given(lock_records(), st.lists(st.sampled_from(["take", "leave", "mark", "unmark"]), max_size=12))
+@given(lock_records(), st.lists(st.sampled_from(["take", "leave", "mark", "unmark", "offer", "withdraw"]), max_size=12))
 def test_no_lock_image_ever_comes_back(record: LockRecord, steps: list[str]) -> None:
     """R10 and R4 lean on it: a late compare-and-write can match only the image that it was made from."""
     me, images = Holder(7, 9), {record.pack(512)}
@@ -141,6 +148,8 @@ def test_no_lock_image_ever_comes_back(record: LockRecord, steps: list[str]) -> 
             record = record.taken(me, LockMode.EXCLUSIVE, version=record.version + 1)
         elif step == "leave":
             record = record.without(me, version=record.version)
+        elif step in ("offer", "withdraw"):
+            record = record.offered(Holder(8, 1) if step == "offer" and record.owner is not None else None)
         else:
             record = record.marked(*((me, LockMode.SHARED) if step == "mark" else (None, LockMode.FREE)))
         images.add(record.pack(512))

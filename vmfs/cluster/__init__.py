@@ -26,6 +26,7 @@ compare-and-write. The rules are R1 to R12 of docs/locking.md; comments name the
     lockio       lock sectors read and changed on the volume (R7, R10)
     lockwait     waiting for another host: marks, turns, requests, the death of the holder
     lockrelease  giving locks up, in the background most of the time; lost answers (R10)
+    handover     an exclusive lock passes to a named host, and is never free
     locks        LockManager: the face of the locks
 
 Stands on `vmfs.devices`, `vmfs.clock`, `vmfs.errors` and the record formats `vmfs.ondisk.slot` and `.lock`; knows
@@ -60,6 +61,8 @@ The surface, in short (each name is exported by its module)::
     locks.acquire_many([LockRequest(address, guards, mode, sticky)], wait=None) -> list[Tenure]
     locks.recoveries.start();  .look();  .run(slot);  .stop()      # dead slots, of the mount's own accord
     locks.inherit(address, guards, dead) -> Tenure | None      # a dead incarnation's lock, in its recovery
+    locks.hand_overs.offer(tenure, to, until);  .try_seize(tenure, pins);  .complete(tenure, to);  .end(tenure)
+    locks.hand_overs.receive(address, guards, until, ready, cancelled) -> Tenure       # on the other host
     locks.unpin(tenure);  locks.release(address);  locks.held(address) -> Tenure | None
     locks.peek(address) -> LockRecord;  locks.holders(address) -> LockView;  locks.close()
     locks.on_request(slot, kind, target, argument)     # hand it to MembershipCallbacks.on_request

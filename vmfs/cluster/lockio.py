@@ -93,8 +93,8 @@ class LockSectors:
                 if attempt == REREADS - 1 or not any(raw):
                     raise
             self._clock.sleep(REREAD_PAUSE_S)
-        named = (*record.all_holders, *((record.waiter,) if record.waiter else ()))
-        if any(h.slot >= self._membership.region.count for h in named):
+        named = (*record.all_holders, record.waiter, record.destination)
+        if any(h is not None and h.slot >= self._membership.region.count for h in named):
             raise DamagedBlock(address, "lock: it names a heartbeat slot that the volume does not have")
         if guards is not None and record.guards is not guards:
             raise DamagedBlock(address, f"this lock guards {record.guards.name}, not {guards.name}")
@@ -192,10 +192,13 @@ class LockSectors:
         me = self._membership.holder
         for _ in range(_RACES):
             raw, record = self.read(address)
-            if me not in record.all_holders and record.stamp >= doubt.stamp:
+            named = me in record.all_holders or record.destination == me
+            if not named and record.stamp >= doubt.stamp:
                 return  # what the image of unknown fate compares with is gone: it can never land
-            gone = [h for h in record.all_holders if h == me or self.is_void(h)]
-            if self._swap(raw, record.without(*gone, version=max(record.version, doubt.version) + 1)) is not None:
+            gone = [me, *(h for h in record.all_holders if self.is_void(h))]
+            kept = record.owner is not None and record.owner not in gone  # an exclusive version stays while it is held
+            version = record.version if kept else max(record.version, doubt.version) + 1
+            if self._swap(raw, record.without(*gone, version=version)) is not None:
                 return
 
     def mark(self, seen: Refused, intent: LockMode) -> bool:
@@ -208,13 +211,13 @@ class LockSectors:
             return True
         if record.waiter is not None and record.waiter != me and not self.is_void(record.waiter):
             return False
-        return self._swap_hint(seen.raw, record.marked(me, intent))
+        return self.replace(seen.raw, record.marked(me, intent))
 
     def unmark(self, address: int) -> None:
         """Take this host's waiter mark out. Raises DeviceError, DeviceGone, and as `read`."""
         raw, record = self.read(address, as_base=True)
         if record.waiter == self._membership.holder:
-            self._swap_hint(raw, record.marked(None, LockMode.FREE))
+            self.replace(raw, record.marked(None, LockMode.FREE))
 
     def wanted_by_other(self, address: int, mode: LockMode) -> bool:
         """Whether a living host waits for a lock that this host holds in `mode`."""
@@ -223,6 +226,15 @@ class LockSectors:
             return False
         compatible = mode is not LockMode.EXCLUSIVE and record.waiter_intent is mode
         return not compatible and not self.is_void(record.waiter)
+
+    def replace(self, raw: bytes, new: LockRecord) -> bool:
+        """Put `new` in the place of `raw`: True; False when something else is there.
+
+        For images that change no holder, or whose fate the caller finds out. Raises LeaseExpired, LeaseLost,
+        DeviceError, DeviceGone.
+        """
+        self._membership.check_lease()
+        return self._registers.swap(new.address, raw, new.pack(len(raw)))
 
     def _settled(self, record: LockRecord, doubt: Doubt) -> bool:
         """Whether a give-back whose answer was lost is over: its image, or a later one, is there."""
@@ -242,10 +254,6 @@ class LockSectors:
             return image if self._registers.swap(new.address, old, image) else None
         except STORAGE_ERRORS as e:
             raise FateUnknown(e, new.version, new.stamp) from e
-
-    def _swap_hint(self, old: bytes, new: LockRecord) -> bool:
-        self._membership.check_lease()
-        return self._registers.swap(new.address, old, new.pack(len(old)))
 
 
 def _grown(doubt: Doubt | None, sent: LockRecord) -> Doubt:

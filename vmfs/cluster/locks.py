@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from vmfs.clock import Clock
+from vmfs.cluster.handover import HandOvers
 from vmfs.cluster.lockio import FateUnknown, LockSectors, Refused, Taken
 from vmfs.cluster.lockrelease import HOLD_S, Releaser
 from vmfs.cluster.locktable import Entry, LockRequest, LockTable, LockView, Tenure
@@ -66,6 +67,9 @@ class LockManager:
         self.recoveries = Recoveries(membership, recover, clock)
         self._table = LockTable()
         self._releaser = Releaser(self._table, self._sectors, membership, clock, before_release, idle_s)
+        self.hand_overs = HandOvers(
+            self._table, self._sectors, self._releaser, membership, clock, before_release, self._describe
+        )
         self._releaser.start()
 
     # -- taking -------------------------------------------------------------------------------------------------

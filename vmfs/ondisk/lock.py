@@ -15,14 +15,19 @@ Magic b"AZLK", layout version 1:
         56     4  waiter's slot, or NO_SLOT: who waits for it (a hint for the holder; one at a time)
         60     4  waiter's intent: the mode it wants
         64     8  waiter's incarnation
-        72     4  hand-over: destination slot, or NO_SLOT. Reserved: always nobody in version 1
-        76     4  hand-over: state. Reserved: 0
-        80     8  hand-over: destination's incarnation. Reserved: 0
+        72     4  hand-over: destination slot, or NO_SLOT
+        76     4  hand-over: one of `HandOver`: 0 exactly when there is no destination
+        80     8  hand-over: destination's incarnation
         88    32  value block: owned by the guarded object, rewritten when a holder gives the lock up
        120     4  number of holders (shared, multi-writer)
        124     4  zero
        128   256  16 holders of 16 bytes: slot u32, zero u32, incarnation u64
        384    56  zero
+
+An exclusive lock can be handed over to another incarnation (`vmfs.cluster.handover`). The owner offers, the destination
+accepts, and one more compare-and-write by the owner makes the destination the owner, at a new version. Whenever the
+owner changes, nothing of a hand-over stays. Programs from before there was one take a lock that is being handed over
+for damaged.
 
 A holder is (slot, incarnation). Its hold is void when that slot, read afresh, carries a *greater* incarnation (rule R7
 of docs/locking.md): ending an incarnation ends all its locks at once, without a scan.
@@ -71,6 +76,14 @@ class LockMode(IntEnum):
     MULTI_WRITER = 3
 
 
+class HandOver(IntEnum):
+    """How far the hand-over of an exclusive lock is. Numbers are on disk."""
+
+    NONE = 0
+    OFFERED = 1
+    ACCEPTED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """One mount of one host, for ever: (slot, incarnation)."""
@@ -95,6 +108,8 @@ class LockRecord:
     waiter_intent: LockMode = LockMode.FREE
     flags: int = 0
     value: bytes = bytes(VALUE_BYTES)
+    destination: Holder | None = None
+    hand_over: HandOver = HandOver.NONE
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -111,6 +126,10 @@ class LockRecord:
             return "a holder is listed twice"
         if (self.waiter is None) != (self.waiter_intent is LockMode.FREE):
             return f"waiter {self.waiter} with intent {self.waiter_intent.name}"
+        if (self.destination is None) != (self.hand_over is HandOver.NONE):
+            return f"hand-over {self.hand_over.name} to {self.destination}"
+        if self.destination is not None and (not exclusive or self.destination == self.owner):
+            return f"mode {self.mode.name}, {self.owner}, is handed over to {self.destination}"
         if len(self.value) != VALUE_BYTES or self.flags & ~KNOWN_FLAGS:
             return f"value of {len(self.value)} bytes, flags {self.flags:#x}"
         return None
@@ -137,34 +156,44 @@ class LockRecord:
         return replace(
             self, mode=mode, version=version, stamp=self.stamp + 1, flags=flags,
             owner=None if listed else by, holders=(*beside, by) if listed else (),
-            waiter=None, waiter_intent=LockMode.FREE,
+            waiter=None, waiter_intent=LockMode.FREE, destination=None, hand_over=HandOver.NONE,
         )  # fmt: skip
 
     def without(self, *gone: Holder, version: int, value: bytes | None = None) -> LockRecord:
         """The image without those holders: free when none is left. The waiter's mark stays: it says whose turn it is.
 
-        `value` replaces the value block.
+        `value` replaces the value block. A hand-over by, or to, one of `gone` is over.
         """
         owner = None if self.owner in gone else self.owner
         others = tuple(h for h in self.holders if h not in gone)
         held = owner is not None or others
+        goes_on = owner is not None and self.destination not in gone
         return replace(
             self, mode=self.mode if held else LockMode.FREE, owner=owner, holders=others,
             flags=self.flags if held else 0, version=version, stamp=self.stamp + 1,
             value=self.value if value is None else value,
+            destination=self.destination if goes_on else None,
+            hand_over=self.hand_over if goes_on else HandOver.NONE,
         )  # fmt: skip
 
     def marked(self, waiter: Holder | None, intent: LockMode) -> LockRecord:
         """The image with this waiter's mark, or with none."""
         return replace(self, waiter=waiter, waiter_intent=intent, stamp=self.stamp + 1)
 
+    def offered(self, to: Holder | None, state: HandOver = HandOver.OFFERED) -> LockRecord:
+        """The image in which the owner's lock is offered to `to`, or accepted by it; None: to nobody."""
+        return replace(
+            self, destination=to, hand_over=HandOver.NONE if to is None else state, stamp=self.stamp + 1
+        )
+
     def pack(self, sector_bytes: int) -> bytes:
         """The sector's image; write it followed by zeros up to the end of the lock block at format."""
-        owner, waiter = self.owner or _NOBODY, self.waiter or _NOBODY
+        owner, waiter, to = self.owner or _NOBODY, self.waiter or _NOBODY, self.destination or _NOBODY
         body = bytearray(_BODY_BYTES)
         _BODY.pack_into(
             body, 0, self.version, self.stamp, owner.slot, self.flags, owner.incarnation,
-            waiter.slot, self.waiter_intent, waiter.incarnation, NO_SLOT, 0, 0, self.value, len(self.holders), 0,
+            waiter.slot, self.waiter_intent, waiter.incarnation, to.slot, self.hand_over, to.incarnation,
+            self.value, len(self.holders), 0,
         )  # fmt: skip
         for i, h in enumerate(self.holders):
             _HOLDER.pack_into(body, _BODY.size + i * _HOLDER.size, h.slot, 0, h.incarnation)
@@ -192,13 +221,13 @@ def parse_lock(sector: bytes, address: int, volume_prefix: bytes) -> LockRecord:
     end = _BODY.size + min(count, MAX_HOLDERS) * _HOLDER.size
     entries = [_HOLDER.unpack_from(body, at) for at in range(_BODY.size, end, _HOLDER.size)]
     spare = zero or any(pad for _, pad, _ in entries) or any(body[end:])
-    if spare or count > MAX_HOLDERS or (over_slot, over_state, over_inc) != (NO_SLOT, 0, 0):
+    if spare or count > MAX_HOLDERS:
         raise DamagedBlock(address, "lock: reserved fields are set")
     try:
         return LockRecord(
             address, volume_prefix, Guards(guards), LockMode(mode), version, stamp, _holder(owner_slot, owner_inc),
             tuple(Holder(slot, inc) for slot, _, inc in entries), _holder(waiter_slot, waiter_inc),
-            LockMode(intent), flags, value,
+            LockMode(intent), flags, value, _holder(over_slot, over_inc), HandOver(over_state),
         )  # fmt: skip
     except ValueError as e:
         raise DamagedBlock(address, f"lock: {e}") from e
