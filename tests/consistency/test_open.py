@@ -8,7 +8,9 @@ from errno import EROFS
 import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
+from vmfs.core.inodes import Inodes
 from vmfs.fuse.contract import ROOT_ID, SetAttr
+from vmfs.ondisk.inode import Inode
 
 
 def test_who_opens_a_file_sees_what_was_synced_before(ram: RamVolume) -> None:
@@ -59,3 +61,42 @@ def test_a_name_whose_file_is_gone_is_looked_up_anew(ram: RamVolume) -> None:
         reader.open(node, os.O_RDONLY)
     with pytest.raises(FileNotFoundError):
         reader.fs.lookup(CONTEXT, ROOT_ID, b"file")
+
+
+def test_who_opens_a_file_is_not_told_what_was_known_before(ram: RamVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the open looks at the inode, something else is forgotten on this host, or another one reads the file."""
+    writer, reader = ram.host("esx1"), ram.host("esx2")
+    node, fh = writer.create("file")
+    read_inode = Inodes._read_inode
+    opened: list[int] = []
+
+    def forgetting(self: Inodes, number: int) -> Inode:
+        found = read_inode(self, number)
+        self.forget(number + 1)
+        return found
+
+    def beside_a_reader(self: Inodes, number: int) -> Inode:
+        """One that was looking already ends last."""
+        found = read_inode(self, number)
+        monkeypatch.setattr(Inodes, "_read_inode", read_inode)
+        writer.write(fh, 3 * BLOCK, b"\3")
+        writer.fs.fsync(CONTEXT, node, fh, False)
+        opened.append(reader.open(node, os.O_RDONLY))
+        return found
+
+    def newest(count: int) -> bytes:
+        return reader.read(opened[-1], (count - 1) * BLOCK, 1)
+
+    for count in (1, 2):
+        writer.write(fh, (count - 1) * BLOCK, bytes([count]))
+        writer.fs.fsync(CONTEXT, node, fh, False)
+        opened.append(reader.open(node, os.O_RDONLY))
+        assert newest(count) == bytes([count])
+        monkeypatch.setattr(Inodes, "_read_inode", forgetting)
+    reader.volume.files.handles[opened[0]].file.expire()
+    monkeypatch.setattr(Inodes, "_read_inode", beside_a_reader)
+    reader.read(opened[0], 0, 1)
+    assert newest(4) == b"\3"
+    for handle in opened:
+        reader.close(node, handle)
+    writer.close(node, fh)

@@ -210,7 +210,11 @@ class Inodes:
         with core.transactions.mutex:
             if len(self._loose) >= _LOOSE_INODES_MAX:
                 self._loose.clear()
-            if epoch == self._epoch:  # else this host may have changed it since, and must see that
+            known = self._loose.get(number)
+            if epoch != self._epoch:
+                # This host may have changed it since, and must see that; and nobody is told now what was known before.
+                self._loose.pop(number, None)
+            elif known is None or known.since <= seen.since:
                 self._loose[number] = seen
         return seen
 

@@ -36,8 +36,9 @@ class OpenFile:
     """One inode that is open here."""
 
     __slots__ = (
-        "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned", "refresh_mutex", "reserve",
-        "seen", "setid", "since", "size", "slow_mutex", "touched", "version", "view", "writers",
+        "_answered", "_asked", "_inodes", "core", "gated", "generation", "handles", "lock", "number", "owned",
+        "refresh_mutex", "reserve", "seen", "setid", "since", "size", "slow_mutex", "touched", "version", "view",
+        "writers",
     )  # fmt: skip
 
     def __init__(self, core: Core, inodes: Inodes, number: int, generation: int) -> None:
@@ -57,6 +58,8 @@ class OpenFile:
         self.touched = False
         """Written in place since the times were last set."""
         self.since = -1e18
+        self._asked = self._answered = 0
+        """How often somebody wanted it looked at anew; which of them the last look came after."""
         self.version = -1
         self.seen: Seen | None = None
         """The inode that readers without the lock have validated; the view's leaves are its own."""
@@ -114,11 +117,12 @@ class OpenFile:
 
         Raises OSError(ESTALE) when the file was removed, DamagedBlock, DeviceError.
         """
-        if self.owned or self.core.clock.now() - self.since <= BELIEVE_SECONDS:
+        if self.owned or self._is_known():
             return
         with self.refresh_mutex:
-            if self.core.clock.now() - self.since <= BELIEVE_SECONDS:
+            if self._is_known():
                 return
+            asked = self._asked
             seen = self._inodes.look(self.number)
             if seen.inode.inode_generation != self.generation:
                 raise stale(self.number)
@@ -133,10 +137,15 @@ class OpenFile:
                 self.seen = seen
                 self.size = seen.inode.size
                 self.since = seen.since
+                self._answered = asked
+
+    def _is_known(self) -> bool:
+        return self._answered == self._asked and self.core.clock.now() - self.since <= BELIEVE_SECONDS
 
     def look_again(self) -> None:
-        """Have the next reader look at the inode again."""
-        self.since = -1e18
+        """Have the next reader look at the inode again, whoever is looking at it now."""
+        with self.core.transactions.mutex:
+            self._asked += 1
 
     def expire(self) -> None:
         """Have the next reader look again, and forget the map."""
