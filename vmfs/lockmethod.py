@@ -60,14 +60,14 @@ def choose(devices: Sequence[Device], wanted: LockMethod | None) -> Choice:
             raise LockMethodUnusable(device.name, wanted.name, names)
     if wanted is not None:
         return Choice(wanted, "asked for")
+    lacking = next((d.name for d in devices if d.lock_methods()[:1] in ((), (LockMethod.PAXOS,))), None)
+    if lacking is not None:
+        return Choice(LockMethod.PAXOS, f"{lacking} has no compare-and-write that works")
     first, *others = (d.lock_methods() for d in devices)
     for method in first:
         if method is not LockMethod.PAXOS and all(method in usable for usable in others):
             return Choice(method, f"the best that works on {', '.join(d.name for d in devices)}")
-    if all(set(usable) - {LockMethod.PAXOS} for usable in (first, *others)):
-        return Choice(LockMethod.PAXOS, "the devices have no compare-and-write in common")
-    lacking = next(d.name for d in devices if not set(d.lock_methods()) - {LockMethod.PAXOS})
-    return Choice(LockMethod.PAXOS, f"{lacking} has no compare-and-write that works")
+    return Choice(LockMethod.PAXOS, "the devices have no compare-and-write in common")
 
 
 def default_max_hosts(method: LockMethod) -> int:

@@ -64,6 +64,17 @@ ARRAY = Role(
     directories=("var", "var/target", "var/target/pr", "etc", "etc/target", "etc/target/pr"),
 )  # fmt: skip
 """Serves its disks over iSCSI: a Linux storage array."""
+SCSI_HOST = Role(
+    name="scsihost",
+    init="scsihost.sh",
+    drivers=(
+        "virtio_pci", "virtio_blk", "virtio_rng", "crc32c_generic", "ext4", "sd_mod", "tcm_loop", "target_core_iblock",
+        "dm_multipath", "dm_round_robin", "fuse",
+    ),
+    applets=("sh", "chroot", "insmod", "ln", "mkdir", "mount", "poweroff", "uname", "usleep", "wc"),
+    directories=("sysroot", *ARRAY.directories),
+)  # fmt: skip
+"""Runs a task on SCSI disks that two adapters share."""
 
 
 @dataclass(frozen=True, slots=True)

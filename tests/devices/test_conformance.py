@@ -18,6 +18,7 @@ from vmfs.devices.contract import Device, LockMethod
 from vmfs.devices.fault import FaultDevice, FaultPlan
 from vmfs.devices.iscsi import IscsiDevice
 from vmfs.devices.ram import RamDevice
+from vmfs.devices.sgio import ScsiBlockDevice
 from vmfs.errors import (
     DeviceGone,
     DeviceReadOnly,
@@ -74,7 +75,8 @@ def _compares(device: Device) -> bool:
 
 def _compare_bytes(device: Device) -> set[int]:
     """The lengths that `compare_and_write` must take: LIO takes one sector at once."""
-    return {device.logical_block_bytes} if isinstance(device, IscsiDevice) else {device.logical_block_bytes, 4096}
+    is_scsi = isinstance(device, IscsiDevice | ScsiBlockDevice)
+    return {device.logical_block_bytes} if is_scsi else {device.logical_block_bytes, 4096}
 
 
 def _pattern(seed: int, length: int) -> bytes:
@@ -229,6 +231,8 @@ def test_lock_methods(device: Device) -> None:
     if isinstance(device, IscsiDevice):
         wanted = (LockMethod.PAXOS,) if "test:tgt" in device.name else (LockMethod.SCSI_CAW, LockMethod.PAXOS)
         foreign = LockMethod.OFD_FILE
+    elif isinstance(device, ScsiBlockDevice):
+        wanted, foreign = (LockMethod.SCSI_CAW, LockMethod.PAXOS, LockMethod.OFD_HOST), LockMethod.OFD_FILE
     else:
         wanted, foreign = (LockMethod.OFD_FILE,), LockMethod.SCSI_CAW
     assert device.lock_methods() == wanted

@@ -11,6 +11,7 @@ from typing import Final
 
 from vmfs.core.flights import Flights
 from vmfs.devices.extents import ExtentSet
+from vmfs.devices.reservations import REFUSED
 from vmfs.errors import DeviceError, ReservationConflict
 
 _EXTENT_SHIFT: Final = 56
@@ -79,10 +80,11 @@ class BlockIO:
 
     def _failed(self, operation: str, address: int, buf: memoryview, why: OSError | str) -> DeviceError:
         name = self._extents.device(address >> _EXTENT_SHIFT).name
-        reason = why if isinstance(why, str) else why.strerror or str(why)
         # EBADE is how Linux hands a RESERVATION CONFLICT on.
-        kind = ReservationConflict if isinstance(why, OSError) and why.errno == EBADE else DeviceError
-        failed = kind(name, operation, address & _OFFSET_MASK, len(buf), reason)
+        if isinstance(why, OSError) and why.errno == EBADE:
+            return ReservationConflict(name, operation, address & _OFFSET_MASK, len(buf), REFUSED)
+        reason = why if isinstance(why, str) else why.strerror or str(why)
+        failed = DeviceError(name, operation, address & _OFFSET_MASK, len(buf), reason)
         if isinstance(why, OSError) and why.errno == ENOSPC:
             failed.errno = ENOSPC  # a thin LUN is full: a hypervisor pauses its guest at this one, and goes on later
         return failed

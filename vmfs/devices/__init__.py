@@ -1,8 +1,8 @@
 """Block devices, files and LUNs as the storage of a volume, behind one contract (`contract.Device`).
 
-`file`, `block` and `iscsi` (on `scsi`) are the real ones; `ram` and `fault` serve simulation and tests and pass the
-same conformance suite; `extents` joins several devices into one address space; `signatures` says what a device
-already holds.
+`file`, `block`, `iscsi` and `sgio` (both on `scsi`) are the real ones; `ram` and `fault` serve simulation and tests
+and pass the same conformance suite; `extents` joins several devices into one address space; `signatures` says what a
+device already holds.
 Stands on `vmfs.errors` and `vmfs.clock` alone.
 """
 
@@ -17,6 +17,7 @@ from vmfs.devices.contract import Device, LockMethod
 from vmfs.devices.file import FileDevice
 from vmfs.devices.iscsi import IscsiDevice
 from vmfs.devices.iscsi.address import is_iscsi
+from vmfs.devices.sgio import ScsiBlockDevice, is_shareable_scsi
 from vmfs.errors import DeviceNotUsable
 
 __all__ = ["Device", "LockMethod", "open_device"]
@@ -38,11 +39,13 @@ def open_device(
         hint = "give iscsi://PORTAL/TARGET/LUN, or attach the LUN with the kernel's drivers and give its block device"
         raise DeviceNotUsable(spec, f"devices of the kind {scheme}:// are not known; {hint}")
     try:
-        mode = os.stat(spec).st_mode
+        found = os.stat(spec)
+        mode = found.st_mode
         if stat.S_ISREG(mode):
             return FileDevice.open(spec, read_only=read_only, sector_bytes=sector_bytes)
         if stat.S_ISBLK(mode):
-            return BlockDevice.open(spec, read_only=read_only, sector_bytes=sector_bytes)
+            kind = ScsiBlockDevice if is_shareable_scsi(spec, found.st_rdev) else BlockDevice
+            return kind.open(spec, read_only=read_only, sector_bytes=sector_bytes)
     except FileNotFoundError as error:
         raise DeviceNotUsable(spec, "there is no such file or block device") from error
     except PermissionError as error:

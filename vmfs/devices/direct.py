@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from vmfs.devices.contract import LockMethod, ReadableBuffer, check_compare_and_write, check_range
 from vmfs.devices.ofdlock import OfdRangeLock
-from vmfs.devices.reservations import Reservations
+from vmfs.devices.reservations import REFUSED, Reservations
 from vmfs.errors import (
     DeviceError,
     DeviceGone,
@@ -265,7 +265,7 @@ class DirectDevice(abc.ABC):
         except OSError as error:
             if error.errno in _GONE:
                 raise DeviceGone(f"device {self._name} ({operation} at byte {offset})") from error
-            reason = error.strerror or str(error)
             # EBADE is how Linux hands a RESERVATION CONFLICT on.
-            kind = ReservationConflict if error.errno == errno.EBADE else DeviceError
-            raise kind(self._name, operation, offset, length, reason) from error
+            if error.errno == errno.EBADE:
+                raise ReservationConflict(self._name, operation, offset, length, REFUSED) from error
+            raise DeviceError(self._name, operation, offset, length, error.strerror or str(error)) from error

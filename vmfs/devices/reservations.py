@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vmfs.devices.contract import Device
 
 WRITE_EXCLUSIVE_ALL_REGISTRANTS: Final = 0x7
+REFUSED: Final = "the LUN is reserved and this host is not registered there (any more): it was fenced"
+"""What a RESERVATION CONFLICT means, for people."""
 
 
 @dataclass(frozen=True, slots=True)

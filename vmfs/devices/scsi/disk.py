@@ -1,27 +1,20 @@
-"""A SCSI disk as a `contract.Device`, over any transport.
-
-Compare-and-write is the target's COMPARE AND WRITE where one that was issued proves that it works: some targets
-advertise it in page B0 and refuse it. The proof changes nothing. At PROBE_OFFSET, a block that a volume keeps for this,
-the content is replaced by itself, and then by itself on a comparison that must fail.
-"""
+"""A SCSI disk as a `contract.Device`, over any transport."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Final
 
 from vmfs.devices.contract import LockMethod, ReadableBuffer, check_compare_and_write, check_range
 from vmfs.devices.direct import choose_sector_bytes
 from vmfs.devices.reservations import Reservations
 from vmfs.devices.scsi import commands
+from vmfs.devices.scsi.compare import Comparer
 from vmfs.devices.scsi.facts import LunFacts, read_capacity
 from vmfs.devices.scsi.issue import CommandRefused, issue
-from vmfs.devices.scsi.sense import Key
 from vmfs.devices.scsi.transport import Repeat, ScsiTransport
-from vmfs.errors import DeviceError, DeviceGone, DeviceReadOnly, LockMethodUnusable, MisalignedIO, ReservationConflict
+from vmfs.errors import DeviceError, DeviceGone, DeviceReadOnly, LockMethodUnusable
 
-PROBE_OFFSET: Final = 192 << 10  # the volume format's probe block lies there
 TRANSFER_MAX_BYTES: Final = 1 << 20  # one FUSE request of the largest size
 ZERO_AT_ONCE_BYTES: Final = 64 << 20  # of WRITE SAME: a disk of 50 MB/s does it well within a command's time
 UNMAP_AT_ONCE_BYTES: Final = 1 << 30  # targets work on it before they answer
@@ -31,7 +24,7 @@ log = logging.getLogger("vmfs.devices")
 
 
 class ScsiDisk:
-    """A LUN. Thread-safe as its transport is; `_mutex` guards what is found out about it on the way."""
+    """A LUN. Thread-safe as its transport is."""
 
     def __init__(
         self,
@@ -52,11 +45,12 @@ class ScsiDisk:
         self._size_bytes = self._rounded(facts.capacity.blocks)
         limit = facts.limits.transfer_blocks * self._block_bytes or TRANSFER_MAX_BYTES
         self._transfer_bytes = max(self._sector_bytes, min(limit, TRANSFER_MAX_BYTES))
-        self._mutex = threading.Lock()
+        self._comparer = Comparer(
+            transport, facts, self.read,
+            sector_bytes=self._sector_bytes, size_bytes=self._size_bytes, read_only=read_only,
+        )  # fmt: skip
         self._can_write_same = True
         self._can_unmap = facts.provisioning.unmap
-        self._compares: bool | None = None  # None: not tried yet
-        self._method: LockMethod | None = None
         self._closed = False
 
     @property
@@ -120,58 +114,17 @@ class ScsiDisk:
         """As the contract. MisalignedIO for more than one sector where the target compares no more at once."""
         check_compare_and_write(self, offset, old, new)
         self._check_change("compare_and_write", offset, len(new))
-        if LockMethod.SCSI_CAW not in self.lock_methods():
-            raise LockMethodUnusable(self.name, LockMethod.SCSI_CAW.name, LockMethod.PAXOS.name)
-        limit = max(self._facts.limits.compare_and_write_blocks * self._block_bytes, self._sector_bytes)
-        if len(new) > limit:
-            rule = f"the target compares and writes at most {limit} bytes at once"
-            raise MisalignedIO(self.name, offset, len(new), rule)
-        return self._compare_and_write(offset, old, new)
-
-    def _compare_and_write(self, offset: int, old: bytes, new: bytes) -> bool:
-        cdb = commands.compare_and_write(offset // self._block_bytes, len(new) // self._block_bytes)
-        try:
-            issue(
-                self._transport, cdb, "compare_and_write", offset, len(new), data_out=old + new, repeat=Repeat.NEVER
-            )
-        except CommandRefused as error:
-            if error.sense.key is Key.MISCOMPARE:
-                return False
-            raise
-        return True
+        return self._comparer.run(offset, old, new)
 
     def lock_methods(self) -> tuple[LockMethod, ...]:
         """As the contract; the first call issues the proof. Raises DeviceError when that has no clear outcome."""
         self._check_open()
-        with self._mutex:
-            if self._compares is None:
-                self._compares = self._prove_compare()
-            return (LockMethod.SCSI_CAW, LockMethod.PAXOS) if self._compares else (LockMethod.PAXOS,)
-
-    def _prove_compare(self) -> bool:
-        at = PROBE_OFFSET if PROBE_OFFSET + self._sector_bytes <= self._size_bytes else 0
-        content = self.read(at, self._sector_bytes)
-        other = bytes(byte ^ 0xFF for byte in content)
-        try:
-            # The comparison that must fail goes first: it is all that a LUN opened for reading may be asked.
-            if self._compare_and_write(at, other, content):
-                log.warning("%s: its COMPARE AND WRITE does not compare; it is not used", self.name)
-                return False
-            return self._read_only or self._compare_and_write(at, content, content)
-        except ReservationConflict:
-            # Not registered yet, so nothing can be tried. The first claim of a slot is the proof then.
-            return self._facts.limits.compare_and_write_blocks > 0
-        except CommandRefused as error:
-            if not error.is_unsupported:
-                raise
-            log.info("%s: no COMPARE AND WRITE: %s", self.name, error.sense)
-            return False
+        return (LockMethod.SCSI_CAW, LockMethod.PAXOS) if self._comparer.works() else (LockMethod.PAXOS,)
 
     def use_lock_method(self, method: LockMethod) -> None:
         usable = self.lock_methods()
         if method not in usable:
             raise LockMethodUnusable(self.name, LockMethod(method).name, ", ".join(each.name for each in usable))
-        self._method = method
 
     # -- space -------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from errno import ENOSPC
 from typing import Final
 
 from vmfs.devices.contract import ReadableBuffer
+from vmfs.devices.reservations import REFUSED
 from vmfs.devices.scsi.sense import BECOMING_READY, SPACE_ALLOCATION_FAILED, Key, Sense, parse_sense
 from vmfs.devices.scsi.transport import Answer, Repeat, ScsiTransport, Status
 from vmfs.errors import DeviceError, ReservationConflict
@@ -57,8 +58,7 @@ def issue(
         if answer.status == Status.GOOD:
             return answer
         if answer.status == Status.RESERVATION_CONFLICT:
-            reason = "the LUN is reserved and this host is not registered there (any more): it was fenced"
-            raise ReservationConflict(transport.name, operation, offset, length, reason)
+            raise ReservationConflict(transport.name, operation, offset, length, REFUSED)
         if answer.status in (Status.BUSY, Status.TASK_SET_FULL) and busy < BUSY_TRIES:
             busy += 1
             time.sleep(BUSY_PAUSE_SECONDS)

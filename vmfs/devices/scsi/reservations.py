@@ -1,10 +1,13 @@
 """Persistent reservations of a LUN over SCSI commands (SPC-4, 5.12 and 6.15 f.), for every transport.
 
-All that changes the LUN must come by the one nexus by which `transport` sends these commands too.
+All that changes the LUN must come by the nexuses that are registered: the one by which `transport` sends these commands
+too, or, where a host has several at once (the paths of a multipath disk), each of them.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vmfs.devices.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, Reservation
@@ -24,6 +27,8 @@ from vmfs.errors import DeviceError, ReservationConflict
 
 KEY_MAX: Final = (1 << 64) - 1
 
+log = logging.getLogger("vmfs.devices")
+
 
 class ScsiReservations:
     """`Reservations` of one LUN. Thread-safe as its transports are; keeps nothing but the key that it registered.
@@ -31,9 +36,15 @@ class ScsiReservations:
     Two threads must not register different keys at once.
     """
 
-    def __init__(self, transport: ScsiTransport) -> None:
-        """On a LUN that has them: see `facts.LunFacts.can_reserve`."""
+    def __init__(
+        self, transport: ScsiTransport, nexuses: Callable[[], Sequence[ScsiTransport]] | None = None
+    ) -> None:
+        """On a LUN that has them: see `facts.LunFacts.can_reserve`.
+
+        `nexuses`: all that this host has now, each by a transport of its own; None: there is but that of `transport`.
+        """
         self._transport = transport
+        self._nexuses = nexuses or (lambda: (transport,))
         self._key = 0
 
     def register(self, key: int) -> None:
@@ -41,16 +52,17 @@ class ScsiReservations:
         if not 0 < key <= KEY_MAX:
             raise ValueError(f"{key} is no reservation key")
         self._key = key
-        self._register(key)
+        registered = self._register(key)
         if self.reservation() is not None:
-            self._check_admitted()
+            for nexus in registered:
+                self._check_admitted(nexus)
 
-    def _check_admitted(self) -> None:
+    def _check_admitted(self, nexus: ScsiTransport) -> None:
         """Whether what is registered may write. Linux LIO goes by the initiator's name as well: where another nexus of
         the same name, alive or dead, made the reservation, this one is refused.
         """
         try:
-            issue(self._transport, unmap(UNMAP_NOTHING), "write of nothing", data_out=UNMAP_NOTHING)
+            issue(nexus, unmap(UNMAP_NOTHING), "write of nothing", data_out=UNMAP_NOTHING)
         except CommandRefused as error:
             if not error.is_unsupported:
                 raise
@@ -61,7 +73,7 @@ class ScsiReservations:
                 "it is registered, and refused all the same: another session of the same initiator's name, alive or "
                 "dead, made the reservation; log in by another name (`initiator` in the credentials file)"
             )
-            raise ReservationConflict(self._transport.name, "register", 0, 0, reason) from error
+            raise ReservationConflict(nexus.name, "register", 0, 0, reason) from error
 
     def unregister(self) -> None:
         self._register(0)
@@ -118,9 +130,26 @@ class ScsiReservations:
         except ValueError as error:
             raise DeviceError(self._transport.name, "read reservation", 0, len(data), str(error)) from error
 
-    def _register(self, key: int) -> None:
-        action = ReserveOut.REGISTER_AND_IGNORE_EXISTING_KEY
-        self._out(action, "register", reserve_list(0, key, aptpl=key != 0))
+    def _register(self, key: int) -> list[ScsiTransport]:
+        """On all nexuses that work; which those are. One that comes back later is refused, and so registered again."""
+        cdb = persistent_reserve_out(ReserveOut.REGISTER_AND_IGNORE_EXISTING_KEY)
+        parameters = reserve_list(0, key, aptpl=key != 0)
+        done: list[ScsiTransport] = []
+        failure: DeviceError | None = None
+        for nexus in self._nexuses():
+            try:
+                issue(nexus, cdb, "register", 0, len(parameters), data_out=parameters)
+            except (CommandRefused, ReservationConflict):
+                raise
+            except DeviceError as error:  # no answer: this path is down
+                failure = error
+                continue
+            done.append(nexus)
+        if failure is not None:
+            if not done:
+                raise failure
+            log.warning("%s: nothing is registered by the path %s", self._transport.name, failure)
+        return done
 
     def _out(self, action: ReserveOut, operation: str, parameters: bytes) -> None:
         cdb = persistent_reserve_out(action)
