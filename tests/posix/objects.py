@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -72,19 +72,35 @@ def make(path: Path, kind: str, *, owner: int = 0) -> None:
     """Make that kind of object there, with an old time of change."""
     MAKERS[kind](path)
     if kind != "nothing":
-        os.chown(path, owner, owner, follow_symlinks=False)
+        if owner:
+            os.chown(path, owner, owner, follow_symlinks=False)
         os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, str, os.stat_result]]:
+    """(name below the folder, path, status) of the folder, as ".", and of all below it, in the order of names."""
+    yield ".", str(folder), os.lstat(folder)
+    left = [""]
+    found = []
+    while left:
+        prefix = left.pop()
+        for name in os.listdir(folder / prefix):
+            below = f"{prefix}{name}"
+            seen = os.lstat(folder / below)
+            found.append((below, str(folder / below), seen))
+            if stat.S_ISDIR(seen.st_mode):
+                left.append(f"{below}/")
+    yield from sorted(found, key=lambda entry: entry[0])
 
 
 def snapshot(folder: Path) -> list[str]:
     """One line for each object below the folder and for itself: all that stat tells and two file systems share."""
     lines = []
-    for path in [folder, *sorted(folder.rglob("*"))]:
-        seen = path.lstat()
-        name = "." if path == folder else str(path.relative_to(folder))
+    for name, path, seen in walk(folder):
         size = seen.st_size if stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode) else "-"
         touched = "old" if seen.st_mtime_ns == OLD_NS else "new"
-        more = f" -> {os.readlink(path)}" if path.is_symlink() else f" {seen.st_rdev:#x}" if seen.st_rdev else ""
+        number = f" {seen.st_rdev:#x}" if seen.st_rdev else ""
+        more = f" -> {os.readlink(path)}" if stat.S_ISLNK(seen.st_mode) else number
         shown = name if len(name) < 60 else f"{name[:20]}...({len(name)})"
         lines.append(
             f"{shown} {stat.filemode(seen.st_mode)} {seen.st_nlink} {seen.st_uid}:{seen.st_gid} {size} {touched}{more}"

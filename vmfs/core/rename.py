@@ -165,6 +165,10 @@ class Renamer:
         self._writer.replace(
             op, new_dir, new_entry(new_dir.inode, target.name, source.inode, source.generation, source.type)
         )
+        for moved in (source, target):
+            obj = self._inodes.owned(moved.inode, moved.generation)
+            op.touch(obj)
+            touch_times(self._core, obj.inode, modified=False)
         if parent == new_parent:
             return
         for moved, to, delta in ((source, new_parent, 1), (target, parent, -1)):
