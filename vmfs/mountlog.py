@@ -1,4 +1,4 @@
-"""Where a mount's process writes its log: a file of bounded size, the system's log, or standard error."""
+"""Where a mount's process writes its log: a file of bounded size, systemd's journal, syslog, or standard error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from logging.handlers import RotatingFileHandler, SysLogHandler, WatchedFileHand
 from typing import Final
 
 from vmfs.errors import EXIT_NOT_TRIED, VmfsError
+from vmfs.journald import JournalHandler
+from vmfs.logfields import JsonFormatter
 
 LOG_DIRECTORY: Final = "/run/azekura/log"
 SYSLOG: Final = "syslog"
+JOURNAL: Final = "journal"
+STDERR: Final = "stderr"
+TEXT: Final = "text"
+JSON: Final = "json"
+_NO_FILE: Final = (SYSLOG, JOURNAL)
 SYSLOG_SOCKET: Final = "/dev/log"
 LOG_MAX_BYTES: Final = 4 << 20  # /run is memory; one older file of that size is kept beside it
 _FORMAT: Final = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
 _SYSLOG_FORMAT: Final = "vmfs[%(process)d]: %(levelname)s %(name)s: %(message)s"
+_JOURNAL_FORMAT: Final = "%(message)s"  # the rest is in fields of their own
 
 
 class LogUnusable(VmfsError):
@@ -34,9 +42,10 @@ class LogUnusable(VmfsError):
 class MountLog:
     """A log to be: nothing is opened before `check` or `start`."""
 
-    def __init__(self, where: str | None) -> None:
-        """`where`: the path of a file, SYSLOG, or None for standard error."""
+    def __init__(self, where: str | None, form: str = TEXT) -> None:
+        """`where`: the path of a file, SYSLOG, JOURNAL, or None for standard error. `form`: TEXT, or JSON lines."""
         self._path = where
+        self._form = form
 
     @property
     def where(self) -> str:
@@ -56,16 +65,21 @@ class MountLog:
         if shared and isinstance(handler, RotatingFileHandler):
             handler.close()
             handler = WatchedFileHandler(handler.baseFilename, encoding="utf-8")
-        handler.setFormatter(logging.Formatter(_SYSLOG_FORMAT if self._path == SYSLOG else _FORMAT))
+        handler.setFormatter(self._formatter())
         root = logging.getLogger()
         root.addHandler(handler)
         root.setLevel(level)
         threading.excepthook = _log_thread_failure
         if self._path is None:
             faulthandler.enable(sys.__stderr__ or 2)
-        elif self._path != SYSLOG:
+        elif self._path not in _NO_FILE:
             # Its own descriptor, open to the end: the handler's changes when the file is rotated.
             faulthandler.enable(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+
+    def _formatter(self) -> logging.Formatter:
+        if self._form == JSON:
+            return JsonFormatter()
+        return logging.Formatter({SYSLOG: _SYSLOG_FORMAT, JOURNAL: _JOURNAL_FORMAT}.get(self._path or "", _FORMAT))
 
     def _handler(self) -> logging.Handler:
         try:
@@ -73,6 +87,8 @@ class MountLog:
                 return logging.StreamHandler(sys.stderr)
             if self._path == SYSLOG:
                 return SysLogHandler(SYSLOG_SOCKET, facility=SysLogHandler.LOG_DAEMON)
+            if self._path == JOURNAL:
+                return JournalHandler()
             if os.path.dirname(self._path) == LOG_DIRECTORY:
                 os.makedirs(os.path.dirname(LOG_DIRECTORY), mode=0o755, exist_ok=True)
                 os.makedirs(LOG_DIRECTORY, mode=0o700, exist_ok=True)

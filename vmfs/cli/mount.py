@@ -18,7 +18,8 @@ from vmfs.control.contract import DATA_THREADS, MountOptions
 from vmfs.daemon import run_background, run_foreground
 from vmfs.devices.iscsi.credentials import chosen_file
 from vmfs.fuse.errors import NotRoot
-from vmfs.mountlog import SYSLOG, MountLog, default_log_file
+from vmfs.metrics.address import check_installed, parse_address
+from vmfs.mountlog import JOURNAL, JSON, STDERR, SYSLOG, TEXT, MountLog, default_log_file
 from vmfs.supervisor.launch import run_supervised
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
@@ -59,7 +60,21 @@ _DATA_THREADS_MAX: Final = 64  # more than a queue depth of 32 can use
 @click.option(
     "--no-supervisor", is_flag=True, help="Let the mount die with its process, instead of starting another process."
 )
-@click.option("--log-file", metavar="FILE", help='Log to FILE, or to "syslog".  [default: a file in /run/azekura/log]')
+@click.option(
+    "--metrics",
+    metavar="[ADDR:]PORT",
+    help="Serve metrics for Prometheus there, over HTTP; ADDR is 127.0.0.1 unless given. Nobody is asked who they are: "
+    "at another address whoever reaches the port reads them.",
+)
+@click.option(
+    "--log-file",
+    metavar="FILE|journal|syslog|stderr",
+    help="Where to log: stderr with --foreground only.  [default: a file in /run/azekura/log]",
+)
+@click.option(
+    "--log-format", type=click.Choice([TEXT, JSON]), default=TEXT, show_default=True,
+    help="json: a line of JSON a record, with its event and mount as members. The journal gets them as fields anyway.",
+)
 @click.option("--log-level", type=click.Choice(list(_LEVELS)), default="info", show_default=True)
 @credentials_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was mounted as JSON.")
@@ -76,8 +91,10 @@ def mount_command(
     watchdog: str | None,
     foreground: bool,
     no_supervisor: bool,
+    metrics: str | None,
     log_file: str | None,
     log_level: str,
+    log_format: str,
     as_json: bool,
 ) -> int:
     """Mount the volume on DEVICE... (all its extents, in any order) at the directory MOUNTPOINT, as root.
@@ -98,10 +115,15 @@ def mount_command(
         raise click.UsageError(f"{mountpoint!r} alone does not do: give the volume's devices, then the mount point")
     if in_flight is not None and not 0 <= in_flight <= _IN_FLIGHT_MAX_SECONDS:
         raise click.UsageError(f"--in-flight: {in_flight} is not between 0 and {_IN_FLIGHT_MAX_SECONDS}")
+    if metrics is not None:
+        parse_address(metrics)
+        check_installed(metrics)
     wanted = replace(
         _mount_options(devices, mountpoint, host, boot_id, options, _LEVELS[log_level]),
         in_flight_s=in_flight,
         watchdog=None if watchdog is None else os.path.abspath(watchdog),
+        metrics=metrics,
+        log_format=_log_format(log_file, log_format, foreground=foreground),
     )
     if os.geteuid() != 0:
         raise NotRoot(f"mounting at {mountpoint}")
@@ -112,7 +134,7 @@ def mount_command(
     if foreground:
         from vmfs.core.mounting import serve
 
-        return run_foreground(wanted, serve, MountLog(_log_place(log_file)))
+        return run_foreground(wanted, serve, MountLog(_log_place(log_file), log_format))
     where = _log_place(log_file) or default_log_file(wanted.mountpoint)
     pid, supervisor = _start(wanted, where, supervised=not no_supervisor)
     if as_json:
@@ -130,7 +152,7 @@ def _start(wanted: MountOptions, where: str, *, supervised: bool) -> tuple[int, 
         return run_supervised(wanted, where)
     from vmfs.core.mounting import serve
 
-    return run_background(wanted, serve, MountLog(where)), None
+    return run_background(wanted, serve, MountLog(where, wanted.log_format)), None
 
 
 def _mount_options(
@@ -185,4 +207,14 @@ def _number(given: dict[str, str], name: str) -> int | None:
 
 
 def _log_place(log_file: str | None) -> str | None:
-    return log_file if log_file is None or log_file == SYSLOG else os.path.abspath(log_file)
+    if log_file is None or log_file == STDERR:
+        return None
+    return log_file if log_file in (SYSLOG, JOURNAL) else os.path.abspath(log_file)
+
+
+def _log_format(log_file: str | None, log_format: str, *, foreground: bool) -> str:
+    if log_file == STDERR and not foreground:
+        raise click.UsageError("--log-file stderr goes with --foreground: a mount in the background has none")
+    if log_file == JOURNAL and log_format == JSON:
+        raise click.UsageError("--log-format json: the journal has them as fields of its own (journalctl -o json)")
+    return log_format

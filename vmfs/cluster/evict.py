@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from vmfs.cluster.identity import HostIdentity, is_process_alive, real_boot_id
+from vmfs.events import Event, event
 from vmfs.ondisk.slot import SlotRecord
 
 WAIT_S: Final = 10.0  # for the end of a killed process: its threads may be in I/O that has a time limit of its own
@@ -52,7 +53,7 @@ def evict(record: SlotRecord, here: HostIdentity, volume_name: str, *, wait_s: f
             return is_process_alive(record, here) is False
         _log.warning(
             "%s: process %d of host %s (slot %d) of this machine exists and is silent: killing it before its slot is "
-            "taken", volume_name, record.pid, record.host_name, record.slot,
+            "taken", volume_name, record.pid, record.host_name, record.slot, extra=event(Event.HOST_KILLED),
         )  # fmt: skip
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -28,6 +28,7 @@ from vmfs.cluster.standing import Standing
 from vmfs.cluster.timers import Timers
 from vmfs.cluster.watcher import Watcher
 from vmfs.errors import LeaseExpired, LeaseLost, MountClosing, VmfsError
+from vmfs.events import Event, event
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Holder
 from vmfs.ondisk.slot import MAX_REQUESTS, SlotRecord, SlotState
@@ -330,7 +331,10 @@ class Membership:
             self._extend_lease(keeper)
         elif not self._troubled:
             self._troubled = True
-            _log.warning("%s: a heartbeat was not answered: %s", self.volume_name, keeper.last_error)
+            _log.warning(
+                "%s: a heartbeat was not answered: %s", self.volume_name, keeper.last_error,
+                extra=event(Event.HEARTBEAT_MISSED),
+            )  # fmt: skip
         self._look_around()
         return outcome
 
@@ -363,9 +367,11 @@ class Membership:
             if resumed:
                 self._expired = False
         if lapsed and not resumed and now < deadline:  # the lease's thread had not noticed: all were stopped, say
-            _log.info("%s: the lease had run out, and is valid again", self.volume_name)
+            _log.info(
+                "%s: the lease had run out, and is valid again", self.volume_name, extra=event(Event.LEASE_RESUMED)
+            )
         if resumed:
-            _log.info("%s: the lease is valid again", self.volume_name)
+            _log.info("%s: the lease is valid again", self.volume_name, extra=event(Event.LEASE_RESUMED))
             self._tell("on_lease_resumed", self.callbacks.on_lease_resumed)
 
     def _look_around(self) -> None:
@@ -408,7 +414,7 @@ class Membership:
             _log.error(
                 "%s: fenced by %s: slot %d is not incarnation %d of this host any more; nothing more is written. "
                 "Unmount, and mount again when the storage is back",
-                self.volume_name, self.fenced_by, slot, incarnation,
+                self.volume_name, self.fenced_by, slot, incarnation, extra=event(Event.FENCED),
             )  # fmt: skip
             self._tell("on_fenced", self.callbacks.on_fenced)
 
@@ -442,7 +448,10 @@ class Membership:
                 tell = late and not self._expired and not self._stopping.is_set()
                 self._expired = self._expired or tell
             if tell:
-                _log.error("%s: the lease has run out: nothing is submitted until a heartbeat lands", self.volume_name)
+                _log.error(
+                    "%s: the lease has run out: nothing is submitted until a heartbeat lands", self.volume_name,
+                    extra=event(Event.LEASE_LAPSED),
+                )  # fmt: skip
                 self._tell("on_lease_expired", self.callbacks.on_lease_expired)
             self._clock.wait(self._stopping, self.timers.interval_s * _RETRY_PART)
 

@@ -23,6 +23,7 @@ from vmfs.cluster.membership import Membership
 from vmfs.cluster.recovery import DeathProof
 from vmfs.cluster.region import RegionSnapshot
 from vmfs.errors import DamagedBlock, LeaseExpired, LeaseLost, MountClosing, SlotNotDead, VmfsError
+from vmfs.events import Event, event
 from vmfs.ondisk.lock import Holder
 from vmfs.ondisk.slot import SlotState
 
@@ -164,8 +165,9 @@ class Recoveries:
             again = "" if isinstance(error, DamagedBlock) else f"; tried again in {pause:.1f} s at the latest"
             bug = None if isinstance(error, VmfsError) else error
             _log.error(
-                "%s: slot %d is not recovered: %s%s", self._membership.volume_name, slot, error, again, exc_info=bug
-            )
+                "%s: slot %d is not recovered: %s%s", self._membership.volume_name, slot, error, again, exc_info=bug,
+                extra=event(Event.RECOVERY_FAILED),
+            )  # fmt: skip
 
     def _run(self) -> None:
         pause = self._membership.timers.interval_s / _LOOKS_PER_INTERVAL

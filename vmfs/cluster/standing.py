@@ -10,6 +10,7 @@ from vmfs.cluster.fencing import Fence
 from vmfs.cluster.heartbeat import Renewal, SlotKeeper
 from vmfs.cluster.region import SlotRegion
 from vmfs.errors import VmfsError
+from vmfs.events import Event, event
 from vmfs.ondisk.lock import Holder
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ class Standing:
             return None
         if not self._told:
             self._told = True
-            _log.warning("%s: a LUN refuses this host; is it fenced? (%s)", self._volume, refusal)
+            _log.warning(
+                "%s: a LUN refuses this host; is it fenced? (%s)", self._volume, refusal, extra=event(Event.REFUSED)
+            )
         try:
             if not self.fence.come_back(me, keeper.is_ours):
                 return Renewal.FENCED

@@ -51,6 +51,10 @@ class MountOptions:
     data_threads: int = DATA_THREADS
     """Threads that read and write files' data."""
     log_level: int = logging.INFO
+    log_format: str = "text"
+    """Or "json": a line of JSON a record."""
+    metrics: str | None = None
+    """[ADDR:]PORT at which metrics are served; None: nothing is counted."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further `-o NAME=VALUE` options (a bare NAME has the value ""); one that is not known is refused."""
 

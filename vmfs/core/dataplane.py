@@ -19,6 +19,7 @@ from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
 from vmfs.core.succession import Legacy, lost
 from vmfs.errors import DamagedBlock, LeaseExpired, NotSentAgain, ReservationConflict, VmfsError
+from vmfs.events import event_of
 from vmfs.fuse.contract import WouldBlock
 from vmfs.ondisk.node import ADDRESS_MASK, POINTERS_PER_NODE, STATE_MASK, WRITTEN
 
@@ -295,9 +296,15 @@ class DataPlane:
         return OSError(EBADF, f"no file open for writing {fh}")
 
     def _failed_read(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
-        log.error("volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error)
+        log.error(
+            "volume %s: read of inode %d at %d: %s", self._core.name, file.number, offset, error,
+            extra=event_of(error),
+        )  # fmt: skip
         return as_oserror(error)
 
     def _failed_write(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:
-        log.error("volume %s: write to inode %d at %d: %s", self._core.name, file.number, offset, error)
+        log.error(
+            "volume %s: write to inode %d at %d: %s", self._core.name, file.number, offset, error,
+            extra=event_of(error),
+        )  # fmt: skip
         return as_oserror(error)

@@ -37,6 +37,10 @@ class Journal:
         """How many block images one record may hold: two must fit the ring at once, or nothing could be trimmed."""
         return self._ring // 2 - 4
 
+    def fill(self) -> tuple[int, int]:
+        """(blocks of records that replay would still need, blocks that there are for records); a moment old."""
+        return sum(blocks for _, _, blocks in tuple(self._live)), self._ring
+
     def start(self) -> None:
         """Make the journal empty and this incarnation's, durably. The slot's former journal must have been replayed.
 

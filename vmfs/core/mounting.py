@@ -12,20 +12,19 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vmfs.clock import Clock, SystemClock
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
-from vmfs.cluster.membership import Membership, MembershipCallbacks
+from vmfs.cluster.membership import MembershipCallbacks
 from vmfs.cluster.region import SlotRegion
 from vmfs.cluster.watchdog import Watchdog
 from vmfs.control.contract import MountOptions
 from vmfs.control.server import ControlServer
 from vmfs.core import recovering
 from vmfs.core.attributes import Attributes
-from vmfs.core.blockio import BlockIO
 from vmfs.core.dataplane import DataPlane
 from vmfs.core.deadhosts import DeadHosts
 from vmfs.core.directories import DirectoryWriter
@@ -35,7 +34,6 @@ from vmfs.core.fileops import FileOps
 from vmfs.core.flights import Flights
 from vmfs.core.groups import Groups, HeldGroup
 from vmfs.core.inodes import Inodes
-from vmfs.core.journal import Journal
 from vmfs.core.layers import Cloner
 from vmfs.core.leased import LeasedIO, PatientLease
 from vmfs.core.makeinode import InodeMaker
@@ -43,7 +41,7 @@ from vmfs.core.namespace import Namespace
 from vmfs.core.objects import OrphansObject
 from vmfs.core.openfile import OpenFiles
 from vmfs.core.operations import FileSystem
-from vmfs.core.patientlocks import PatientLocks
+from vmfs.core.parts import PLAIN, Parts
 from vmfs.core.publisher import Publisher
 from vmfs.core.reaper import Reaper
 from vmfs.core.recovering import SlotLooker, SlotRecoverer
@@ -65,16 +63,21 @@ from vmfs.estate.handles import HandleTable
 from vmfs.estate.layout import Estate
 from vmfs.estate.link import Link
 from vmfs.estate.shadow import Shadow
+from vmfs.events import Event, event
 from vmfs.fuse import mount as kernel
 from vmfs.fuse.session import Session
 from vmfs.geometry import Geometry
 from vmfs.lockmethod import prove, registers_of
+from vmfs.logfields import about
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.inode import ADDRESS_SHIFT
 from vmfs.ondisk.lock import Guards, Holder, LockRecord
 from vmfs.ondisk.superblock import PRIMARY_OFFSET
 from vmfs.volume import Volume, open_volume
+
+if TYPE_CHECKING:
+    from vmfs.metrics.exporter import Exporter  # only mounts with metrics load it
 
 log = logging.getLogger("vmfs.core")
 
@@ -87,6 +90,7 @@ class MountedVolume:
     def __init__(
         self, volume: Volume, identity: HostIdentity, clock: Clock, *, rng: random.Random | None = None,
         read_only: bool = False, estate: Estate | None = None, in_flight_s: float | None = None,
+        parts: Parts = PLAIN,
     ) -> None:  # fmt: skip
         """Claims a slot and recovers what is this machine's own. Raises HostNameInUse, NoFreeSlot, DeviceError,
         TimersRefused, FencingUnusable...
@@ -98,6 +102,7 @@ class MountedVolume:
         Close it with `leave` or `abandon`.
         """
         self.volume = volume
+        self.parts = parts
         self._estate = estate
         self._heir: Heir | None = None
         self.legacy = Legacy(HandleTable(estate)) if estate is not None else Legacy()
@@ -113,7 +118,7 @@ class MountedVolume:
         callbacks = MembershipCallbacks(
             on_request=self._on_request, on_fenced=self._on_fenced, may_resume=self._flights.none
         )
-        self.membership = Membership(
+        self.membership = parts.membership(
             region, identity, timers, clock, volume_name=sb.label, superblock_address=PRIMARY_OFFSET,
             callbacks=callbacks, rng=rng, fence=fence_for(volume, clock),
         )  # fmt: skip
@@ -165,8 +170,8 @@ class MountedVolume:
         membership = self.membership
         holder = membership.holder
         self._patience = PatientLease(membership.check_lease, clock)
-        io = LeasedIO(volume.extents, self._patience, self._flights)
-        self._journal = journal = Journal(
+        io = self.parts.leased_io(volume.extents, self._patience, self._flights)
+        self._journal = journal = self.parts.journal(
             io, address=geometry.journal_address(holder.slot), size_bytes=sb.journal_bytes, volume=volume.uuid,
             slot=holder.slot, incarnation=holder.incarnation,
         )  # fmt: skip
@@ -176,7 +181,7 @@ class MountedVolume:
         slot_lock = geometry.slot_address(holder.slot)
         store.hold(slot_lock, holder.incarnation)
         transactions = Transactions(io, journal, volume.uuid, sb.label, store.version, groups.on_settled)
-        locks = PatientLocks(
+        locks = self.parts.locks(
             membership, clock,
             before_release=self._before_release,
             recover=self._recover_slot,
@@ -186,7 +191,7 @@ class MountedVolume:
         locks.patience = self._patience
         self.core = core = Core(
             volume=volume, geometry=geometry, clock=clock, membership=membership, locks=locks, io=io,
-            data=BlockIO(volume.extents, self._flights), store=store, groups=groups, units=units,
+            data=self.parts.block_io(volume.extents, self._flights), store=store, groups=groups, units=units,
             transactions=transactions,
             maps=MapWriter(store, units), orphans=self._orphans(io, volume, holder.slot, slot_lock), random=rng,
             read_only=read_only, lock_proof=self._lock_proof,
@@ -214,7 +219,7 @@ class MountedVolume:
         self.attributes = attributes = Attributes(core, inodes, files, space)
         fileops = FileOps(core, inodes, files, space, slow, reaper)
         self.plane = DataPlane(core, files, slow, attributes.kill_setid, self.legacy)
-        self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer)
+        self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer, reaper)
         self.filesystem = FileSystem(
             core, inodes, files, space, namespace, renamer, attributes, fileops, self.plane, reaper, self.legacy
         )
@@ -249,6 +254,10 @@ class MountedVolume:
         self.reaper.start()
         self.reaper.kick()
         self.publisher.start()
+
+    def journal_fill(self) -> tuple[int, int]:
+        """As `Journal.fill`."""
+        return self._journal.fill()
 
     # -- called back by the cluster's threads ------------------------------------------------------
 
@@ -361,16 +370,41 @@ def serve(options: MountOptions, ready: Callable[[], None], link: Link | None = 
             device = open_device(spec)
             stack.callback(device.close)
             devices.append(device)
+        exporter = _start_exporter(options, taking_over=link is not None and link.fuse_fd is not None)
+        if exporter is not None:
+            stack.callback(exporter.close)
         volume = open_volume(devices)
+        about(volume=volume.superblock.label, host=options.host, mountpoint=options.mountpoint)
         identity = HostIdentity.detect(options.host, options.boot_id)
         mounted = MountedVolume(
             volume, identity, SystemClock(), read_only=options.read_only, in_flight_s=options.in_flight_s,
             estate=link.estate if link is not None else None,
+            parts=PLAIN if exporter is None else exporter.parts,
         )  # fmt: skip
+        if exporter is not None:
+            exporter.show(mounted, options.mountpoint, 0 if link is None else link.estate.takeovers)
         try:
             return _serve(options, mounted, watchdog, ready, link)
         finally:
-            log.info("volume %s: host %s has left", volume.superblock.label, options.host)
+            label = volume.superblock.label
+            log.info("volume %s: host %s has left", label, options.host, extra=event(Event.UNMOUNTED))
+
+
+def _start_exporter(options: MountOptions, *, taking_over: bool) -> Exporter | None:
+    """What serves the mount's metrics, where they are wanted. Raises MetricsUnusable; not in a process that takes over:
+    the mount is worth more than its metrics."""
+    if options.metrics is None:
+        return None
+    from vmfs.metrics.address import MetricsUnusable
+    from vmfs.metrics.exporter import Exporter
+
+    try:
+        return Exporter(options.metrics)
+    except MetricsUnusable as error:
+        if not taking_over:
+            raise
+        log.error("%s", error)
+        return None
 
 
 def _serve(
@@ -396,7 +430,11 @@ def _serve(
     if link is not None:
         link.serving(resend=service.can_be_taken_over)
     ready()
-    log.info("volume %s: mounted at %s as host %s", core.name, options.mountpoint, options.host)
+    about(slot=str(core.membership.holder.slot))
+    log.info(
+        "volume %s: mounted at %s as host %s", core.name, options.mountpoint, options.host,
+        extra=event(Event.MOUNTED if link is None or not link.estate.takeovers else Event.TAKEN_OVER),
+    )  # fmt: skip
     while not session.wait(1.0):  # in slices, so that signal handlers get their turn
         pass
     if link is not None:
@@ -407,7 +445,9 @@ def _serve(
         core.membership.check_lease()  # without one, whoever tries to put things in order may hang in the storage
         mounted.leave()
     except VmfsError as error:
-        log.error("volume %s: the mount did not end in order: %s", core.name, error)
+        log.error(
+            "volume %s: the mount did not end in order: %s", core.name, error, extra=event(Event.NOT_IN_ORDER)
+        )
         mounted.abandon()
         return 1
     return 0
@@ -420,10 +460,11 @@ def _start(options: MountOptions, mounted: MountedVolume, control: ControlServer
     )
     control.start()
     mounted.attributes.control_path = control.path.encode()
+    plane = mounted.parts.plane(mounted.plane)
     if link is not None and link.fuse_fd is not None:
         session = Session(
-            link.fuse_fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads,
-            agreed=link.estate.session(),
+            link.fuse_fd, mounted.filesystem, plane, data_threads=options.data_threads,
+            agreed=link.estate.session(), dispatcher=mounted.parts.dispatcher,
         )  # fmt: skip
         session.start()
         return session
@@ -431,7 +472,8 @@ def _start(options: MountOptions, mounted: MountedVolume, control: ControlServer
     if link is not None:
         link.keep(fd)
     session = Session(
-        fd, mounted.filesystem, mounted.plane, data_threads=options.data_threads, mask=options.init_mask,
+        fd, mounted.filesystem, plane, data_threads=options.data_threads, mask=options.init_mask,
+        dispatcher=mounted.parts.dispatcher,
         on_agreed=(lambda agreed: None) if link is None else link.estate.publish_session,
     )  # fmt: skip
     try:

@@ -31,6 +31,7 @@ from vmfs.core.replay import JournalPlace, Replayed, replay
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
 from vmfs.errors import DamagedBlock, DeviceError, ReservationConflict, VmfsError
+from vmfs.events import Event, event
 from vmfs.ondisk import orphans as orphans_format
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.journal import HEADER_BLOCKS, JournalHeader
@@ -132,7 +133,9 @@ class SlotRecoverer:
             done("removals")
         except DamagedBlock as error:
             core.membership.fail_recovery(slot)
-            log.error(_FAILED, core.name, found.dead.host_name, slot, error, slot)
+            log.error(
+                _FAILED, core.name, found.dead.host_name, slot, error, slot, extra=event(Event.RECOVERY_FAILED)
+            )
             raise
         except VmfsError as error:
             with contextlib.suppress(VmfsError):  # it stays this host's, then, to be tried again
@@ -140,7 +143,7 @@ class SlotRecoverer:
             raise
         core.membership.finish_recovery(slot)
         done("finish")
-        log.warning("volume %s: recovered %s", core.name, found)
+        log.warning("volume %s: recovered %s", core.name, found, extra=event(Event.HOST_RECOVERED))
         self._reaper.kick()
         return found
 
@@ -162,7 +165,9 @@ class SlotRecoverer:
             self._errors[dead.holder] += 1
             if self._errors[dead.holder] >= _TRIES_MAX:
                 core.membership.fail_recovery(dead.slot)
-                log.error(_FAILED, core.name, dead.host_name, dead.slot, error, dead.slot)
+                log.error(
+                    _FAILED, core.name, dead.host_name, dead.slot, error, dead.slot, extra=event(Event.RECOVERY_FAILED)
+                )
                 return
         core.membership.hand_back(dead.slot)
 
@@ -285,6 +290,7 @@ def replay_in_place(
         "volume %s: every slot is taken; a dead host's is claimed (slot %d, incarnation %d): %d records with %d blocks "
         "replayed in %.0f ms",
         label, slot, dead.incarnation, done.records, done.blocks, (clock.now() - began) * 1e3,
+        extra=event(Event.HOST_RECOVERED),
     )  # fmt: skip
 
 

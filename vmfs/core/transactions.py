@@ -34,6 +34,7 @@ from vmfs.core.leased import LeasedIO
 from vmfs.core.objects import MetaObject
 from vmfs.errors import DeviceError, DeviceGone, VmfsError
 from vmfs.estate.shadow import Shadow
+from vmfs.events import Event, event
 from vmfs.ondisk.journal import Image, Revoke
 
 log = logging.getLogger("vmfs.core")
@@ -174,7 +175,7 @@ class Transactions:
         """Stop this mount's metadata for good."""
         if self.failure is None:
             self.failure = reason
-            log.error("volume %s: mount failed: %s", self._name, reason)
+            log.error("volume %s: mount failed: %s", self._name, reason, extra=event(Event.MOUNT_FAILED))
 
     @contextmanager
     def operation(self) -> Iterator[Operation]:

@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from vmfs.cluster.locktable import Tenure
 from vmfs.core.state import Core
 from vmfs.errors import DamagedBlock, DeviceError, LockedByOther
+from vmfs.events import event_of
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
 
@@ -87,7 +88,7 @@ class UnlockedReader:
             except DamagedBlock as error:
                 if unchanged is not None:
                     unchanged()
-                log.error("volume %s: %s", self._core.name, error)
+                log.error("volume %s: %s", self._core.name, error, extra=event_of(error))
                 block = self._suspects.get(error.address)
                 if block is not None:
                     _remember(self._damaged, error.address, block)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from vmfs.errors import VmfsError
+from vmfs.events import Event, event, event_of
 from vmfs.fuse import layouts as lay
 from vmfs.fuse.contract import (
     NAME_MAX_BYTES,
@@ -58,9 +59,10 @@ def errno_of(error: Exception, what: str) -> int:
         return error.errno
     if isinstance(error, VmfsError):
         if error.errno == errno.EIO or isinstance(error, Malformed):
-            log.error("%s failed: %s", what, error)
+            log.error("%s failed: %s", what, error, extra=event_of(error))
             return errno.EIO
-        log.info("%s refused: %s", what, error)
+        full = event(Event.NO_SPACE) if error.errno == errno.ENOSPC else None
+        log.info("%s refused: %s", what, error, extra=full)
         return error.errno
     log.error("%s failed by a bug: %r", what, error, exc_info=error)
     return errno.EIO

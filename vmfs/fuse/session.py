@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from vmfs.events import Event, event
 from vmfs.fuse.contract import BUFFER_SLACK_BYTES, DataPlane, Negotiated, Operations
 from vmfs.fuse.control import ControlPool
 from vmfs.fuse.dataloop import ENDED, RETRY, Worker, send, serve
@@ -62,13 +63,16 @@ class Session:
         name: str = "vmfs",
         agreed: Negotiated | None = None,
         on_agreed: Callable[[Negotiated], None] = lambda agreed: None,
+        dispatcher: Callable[[Operations, Negotiated], Dispatcher] = Dispatcher,
     ) -> None:
         """`mask` clears INIT flags from the kernel's offer; `name` begins the threads' names.
 
         With `agreed` the session of a process that is dead goes on. `on_agreed` hears what a new one has agreed on.
+        `dispatcher` makes what answers all requests but READ and WRITE.
         """
         self._taken_over = agreed
         self._on_agreed = on_agreed
+        self._make_dispatcher = dispatcher
         self._under_way = UnderWay()
         self._replaced = 0
         self._fd = fd
@@ -103,7 +107,7 @@ class Session:
         self._lane = SlowLane(
             self._fd,
             self._pool,
-            Dispatcher(self._operations, agreed),
+            self._make_dispatcher(self._operations, agreed),
             self._operations,
             self._plane,
             self.notify,
@@ -132,7 +136,9 @@ class Session:
                 send(self._fd, error_reply(unique, errno.EIO))
                 failed += 1
         if failed:
-            log.warning("%d requests that wait for the storage were answered with EIO", failed)
+            log.warning(
+                "%d requests that wait for the storage were answered with EIO", failed, extra=event(Event.IO_ANSWERED)
+            )
         return set(under_way.requests)
 
     def _start_worker(self, name: str) -> None:

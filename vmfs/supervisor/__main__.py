@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 from vmfs.estate.memory import create_memory
+from vmfs.logfields import about
 from vmfs.mountlog import MountLog
 from vmfs.supervisor.keeper import Keeper
 from vmfs.supervisor.memory import SPARED_FIRST, lock_memory, spare
@@ -23,10 +24,12 @@ def main() -> int:
     for fd in (job, report):
         os.set_inheritable(fd, False)
     described = json.loads(os.pread(job, os.fstat(job).st_size, 0))
-    MountLog(described["log"]).start(logging.INFO, shared=True)
+    options = described["options"]
+    MountLog(described["log"], options["log_format"]).start(logging.INFO, shared=True)
+    about(mountpoint=options["mountpoint"], host=options["host"])
     lock_memory()
     spare(SPARED_FIRST)
-    return Keeper(create_memory(), job, report, described["options"]["mountpoint"]).run()
+    return Keeper(create_memory(), job, report, options["mountpoint"]).run()
 
 
 if __name__ == "__main__":

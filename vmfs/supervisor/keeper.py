@@ -25,6 +25,7 @@ import time
 from typing import Final
 
 from vmfs.estate.link import MESSAGE_MAX_BYTES, VARIABLE
+from vmfs.events import Event, event
 from vmfs.supervisor.restarts import Restarts
 
 WORKER: Final = (sys.executable, "-m", "vmfs.supervisor.worker")
@@ -146,7 +147,7 @@ class Keeper:
         if not self._resend:
             log.error(
                 "%s: its process %s, and cannot be replaced on this kernel (Linux 6.9 could): the mount is dead",
-                self._mountpoint, how,
+                self._mountpoint, how, extra=event(Event.MOUNT_DEAD),
             )  # fmt: skip
             return None
         if self._stopping:
@@ -158,9 +159,10 @@ class Keeper:
         pause = self._restarts.note_end(time.monotonic(), served=self._served)
         if pause is None:
             log.error("%s: its process %s, too often by now: no other is started, the mount is dead",
-                      self._mountpoint, how)  # fmt: skip
+                      self._mountpoint, how, extra=event(Event.MOUNT_DEAD))  # fmt: skip
         else:
-            log.warning("%s: its process %s; another takes over in %.1f s", self._mountpoint, how, pause)
+            log.warning("%s: its process %s; another takes over in %.1f s", self._mountpoint, how, pause,
+                        extra=event(Event.PROCESS_DIED))  # fmt: skip
         return pause
 
     def _still_wanted(self, pause: float) -> bool:

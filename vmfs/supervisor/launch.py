@@ -24,7 +24,7 @@ def run_supervised(options: MountOptions, where: str) -> tuple[int, int]:
     `where`: the log, as MountLog takes it. Raises MountDidNotStart, and LogUnusable. Interrupted (KeyboardInterrupt),
     it tells the mount's process to give up.
     """
-    log = MountLog(where)
+    log = MountLog(where, options.log_format)
     log.check()
     job = os.memfd_create("azekura-mount", os.MFD_CLOEXEC)
     os.write(job, json.dumps({"options": to_json(options), "log": where}).encode())

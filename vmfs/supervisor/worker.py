@@ -33,8 +33,9 @@ def main() -> None:
     spare(SPARED)
     options = from_json(MountOptions, described["options"])
     code = 1
+    log = MountLog(described["log"], options.log_format)
     try:
-        code = serve_and_report(options, functools.partial(serve, link=link), MountLog(described["log"]), report)
+        code = serve_and_report(options, functools.partial(serve, link=link), log, report)
     finally:
         logging.shutdown()
         os._exit(code)  # without waiting for threads that may hang in the storage
