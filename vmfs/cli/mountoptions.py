@@ -14,8 +14,8 @@ VOLUME_PREFIXES: Final = ("vmfs:", "LABEL=", "UUID=")
 other two reach a helper only when it is run by hand: mount(8) asks libblkid for them, which knows no such format."""
 
 _VALUED: Final = frozenset({
-    "boot-id", "credentials", "host", "in-flight", "log-file", "log-format", "log-level", "metrics", "scan-in", "volume",
-    "watchdog",
+    "boot-id", "credentials", "host", "in-flight", "log-file", "log-format", "log-level", "metrics", "scan-in",
+    "volume", "watchdog",
 })  # fmt: skip
 _FLAGS: Final = frozenset({"no-supervisor", "scan"})
 _PASSED: Final = frozenset({"data_threads", "dev", "init_mask", "noexec", "ro", "suid"})
