@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import struct
 import threading
@@ -75,32 +76,32 @@ class SgPath:
         """As the contract; sent once, whatever `repeat` says. Raises PathFailed, DeviceGone."""
         if self._fd < 0:
             raise DeviceGone(f"device {self._node}", "it was closed")
-        if data_out is not None:
-            direction, data = _TO_DEVICE, bytearray(data_out)
-        elif data_in is not None:
-            direction, data = _FROM_DEVICE, bytearray(len(data_in))
-        else:
-            direction, data = _NO_DATA, bytearray()
+        length = len(data_out or data_in or b"")
+        direction = _NO_DATA if not length else _TO_DEVICE if data_out is not None else _FROM_DEVICE
         command, sense = bytearray(cdb), bytearray(_SENSE_BYTES)
-        header = bytearray(
-            _HEADER.pack(
-                _INTERFACE, direction, len(cdb), _SENSE_BYTES, 0, len(data), _address(data), _address(command),
-                _address(sense), TIMEOUT_MS, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-            )
-        )  # fmt: skip
         operation = f"SCSI command {cdb[0]:02x}"
-        try:
-            fcntl.ioctl(self._fd, _SG_IO, header, True)
-        except OSError as error:
-            raise self._refused(operation, error) from error
+        # Memory of its own, on whole pages: LIO's COMPARE AND WRITE goes wrong on others, where it runs in this kernel.
+        with mmap.mmap(-1, max(length, 1)) as data:
+            data[: len(data_out or b"")] = data_out or b""
+            header = bytearray(
+                _HEADER.pack(
+                    _INTERFACE, direction, len(cdb), _SENSE_BYTES, 0, length, _address(data), _address(command),
+                    _address(sense), TIMEOUT_MS, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                )
+            )  # fmt: skip
+            try:
+                fcntl.ioctl(self._fd, _SG_IO, header, True)
+            except OSError as error:
+                raise self._refused(operation, error) from error
+            found = data[: len(data_in)] if data_in is not None else b""
         status, _, _, sense_bytes, host, driver, residual, _, _ = _ANSWER.unpack_from(header, _ANSWER_AT)
         if status == 0 and host:
             reason = f"no answer (host status {host:#04x}, driver status {driver:#04x}); is the path to the array up?"
             raise PathFailed(self._node, operation, reason, was_sent=host != _DID_NO_CONNECT)
         received = 0
         if data_in is not None:
-            received = min(max(0, len(data) - residual), len(data))
-            data_in[:received] = data[:received]
+            received = min(max(0, length - residual), length)
+            data_in[:received] = found[:received]
         return Answer(status, bytes(sense[:sense_bytes]), received)
 
     def _refused(self, operation: str, error: OSError) -> DeviceError | DeviceGone:
@@ -194,6 +195,6 @@ class SgPaths:
             path.close()
 
 
-def _address(data: bytearray) -> int:
+def _address(data: bytearray | mmap.mmap) -> int:
     """Where the bytes lie. The caller keeps `data`, and its length, until the kernel is done with it."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))
