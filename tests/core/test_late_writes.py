@@ -9,8 +9,9 @@ import time
 import pytest
 
 from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
+from vmfs.core.nodeids import number_of
 from vmfs.errors import DeviceError
-from vmfs.fuse.contract import ROOT_ID
+from vmfs.fuse.contract import ROOT_ID, SetAttr
 from vmfs.ondisk.lock import Guards
 from vmfs.ondisk.node import ADDRESS_MASK
 from vmfs.ondisk.slot import RequestKind
@@ -45,6 +46,24 @@ def test_a_block_whose_write_failed_is_not_used_before_that_can_land_no_more(
         run = host.core.groups.promise(1, tried[0])[0]
         assert host.core.groups.address(run) == tried[0]
         host.core.groups.take_back(run)
+    host.close(node, fh)
+
+
+def test_what_a_failed_truncation_cut_off_does_not_come_back(ram: RamVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ram.host("esx1")
+    node, fh = host.create("disk")
+    host.write(fh, 0, b"\1" * (2 * BLOCK))
+
+    def fail(obj: object, keep: int) -> None:
+        raise DeviceError("ram", "read", 0, 512, "the answer was lost")
+
+    monkeypatch.setattr(host.volume.reaper, "free_map", fail)
+    with pytest.raises(DeviceError):
+        host.fs.setattr(CONTEXT, node, fh, SetAttr(size=BLOCK))
+    host.clone(number_of(node), "clone")
+    host.fs.setattr(CONTEXT, node, fh, SetAttr(size=2 * BLOCK))
+    assert host.read(fh, BLOCK, BLOCK) == bytes(BLOCK)
+    monkeypatch.undo()
     host.close(node, fh)
 
 

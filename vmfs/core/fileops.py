@@ -144,7 +144,8 @@ class FileOps:
             if error.errno != EBUSY:
                 raise
             self._reaper.kick()  # a group that another host keeps: later, in the background
-        file.view.reset()
+        finally:
+            file.view.reset()
 
     def _count_shared(self, file: OpenFile, first: int) -> int:
         """Blocks from `first` on that the file inherits."""

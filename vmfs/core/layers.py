@@ -19,6 +19,7 @@ from vmfs.core.makeinode import InodeMaker, NewPlace
 from vmfs.core.namespace import Namespace, check_name, dt_type, touch_times
 from vmfs.core.objects import InodeObject
 from vmfs.core.openfile import OpenFiles
+from vmfs.core.reaper import Reaper
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
@@ -44,7 +45,7 @@ class Cloner:
 
     def __init__(
         self, core: Core, inodes: Inodes, files: OpenFiles, space: Space, maker: InodeMaker,
-        namespace: Namespace, writer: DirectoryWriter,
+        namespace: Namespace, writer: DirectoryWriter, reaper: Reaper,
     ) -> None:  # fmt: skip
         self._core = core
         self._inodes = inodes
@@ -53,6 +54,7 @@ class Cloner:
         self._maker = maker
         self._namespace = namespace
         self._writer = writer
+        self._reaper = reaper
 
     def clone(self, source: int, parent: int, name: bytes, uid: int, gid: int) -> int:
         """Make `name` in `parent` a clone of file `source` as it is at one moment; returns its inode number.
@@ -65,6 +67,7 @@ class Cloner:
             raise OSError(EROFS, "the mount is read-only")
         with self._maker.place() as layer, self._maker.place() as place, ExitStack() as stack:
             stack.enter_context(self._inodes.locked(source, directories=(parent,)))
+            self._reaper.cut_before_writing(source)  # a layer's map has nothing behind its end
             above = self._inodes.look(source).inode
             if not above.is_regular or above.is_layer:
                 raise OSError(EISDIR if above.is_directory else EINVAL, "only regular files can be cloned")

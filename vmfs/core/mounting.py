@@ -219,7 +219,7 @@ class MountedVolume:
         self.attributes = attributes = Attributes(core, inodes, files, space)
         fileops = FileOps(core, inodes, files, space, slow, reaper)
         self.plane = DataPlane(core, files, slow, attributes.kill_setid, self.legacy)
-        self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer)
+        self.cloner = Cloner(core, inodes, files, space, maker, namespace, writer, reaper)
         self.filesystem = FileSystem(
             core, inodes, files, space, namespace, renamer, attributes, fileops, self.plane, reaper, self.legacy
         )

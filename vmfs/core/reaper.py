@@ -225,26 +225,31 @@ class Reaper:
     def trim(self, obj: InodeObject) -> None:
         """Finish a truncation: nothing behind the end of the file stays, in blocks or in the last one.
 
-        The inode's lock is held and nobody writes. OSError(EBUSY) when blocks lie in a group that another host keeps:
-        they read as zeros then, and stay on the list.
+        The inode's lock is held and nobody writes. OSError(EBUSY) when blocks lie in a group that another host keeps,
+        VmfsError when the storage fails: the blocks read as zeros then, and the file stays on the list.
         """
-        core = self._core
-        size = obj.inode.size
-        keep = -(-size // core.block_bytes)
-        if size % core.block_bytes:
-            pointers = leaf(obj.inode, LiveNodes(core, self._inodes, obj.lock), (keep - 1) // POINTERS_PER_NODE)
-            pointer = pointers[(keep - 1) % POINTERS_PER_NODE] if pointers is not None else 0
-            if pointer & STATE_MASK == WRITTEN:
-                # Zeros on the disk before the new size were there would cut the file that a crash brings back.
-                core.transactions.commit()
-                self._slow.zero_in_block(pointer & ADDRESS_MASK, size % core.block_bytes, core.block_bytes)
+        keep = -(-obj.inode.size // self._core.block_bytes)
         try:
+            self._clear_tail(obj, keep)
             self.free_map(obj, keep)
-        except OSError as error:
-            if error.errno == EBUSY:
+        except (OSError, VmfsError) as error:
+            if error.errno == EBUSY or isinstance(error, VmfsError):
                 self._hide(obj, keep)
             raise
         self._space.run(lambda op: self._trimmed(op, obj), units=0)
+
+    def _clear_tail(self, obj: InodeObject, keep: int) -> None:
+        """Write zeros behind the end of the file into its last block, number `keep` - 1."""
+        core = self._core
+        size = obj.inode.size
+        if not size % core.block_bytes:
+            return
+        pointers = leaf(obj.inode, LiveNodes(core, self._inodes, obj.lock), (keep - 1) // POINTERS_PER_NODE)
+        pointer = pointers[(keep - 1) % POINTERS_PER_NODE] if pointers is not None else 0
+        if pointer & STATE_MASK == WRITTEN:
+            # Zeros on the disk before the new size were there would cut the file that a crash brings back.
+            core.transactions.commit()
+            self._slow.zero_in_block(pointer & ADDRESS_MASK, size % core.block_bytes, core.block_bytes)
 
     def _trimmed(self, op: Operation, obj: InodeObject) -> None:
         key = obj.inode.number, obj.inode.inode_generation
