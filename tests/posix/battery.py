@@ -10,14 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.posix.calls import ONE_PATH, TWO_PATHS
-from tests.posix.objects import LONG_NAME, MAKERS, OLD_NS, OTHER, OWNER, make, snapshot
+from tests.posix.objects import LONG_NAME, MAKERS, OLD_NS, OTHER, OWNER, Found, described, make, walk
 
 Result = tuple[str, object, list[str]]
 
@@ -30,7 +29,15 @@ _PLAIN_CALLS = (
 )  # fmt: skip
 _PLAIN_KINDS = ("nothing", "file", "empty directory")
 _PATH_CALLS = ("open read", "open create", "mkdir", "rmdir", "unlink", "mkfifo", "symlink", "truncate 0", "list")
-_FOLDER_MODE = 0o755
+_FEW = ("nothing", "file")
+_REFUSED_ONTO_ANY = ("rename no replace", "rename contradiction", "link")
+"""Calls that ask only whether the second name is there: each first kind with few second ones, and the reverse."""
+_CHANGES_FOLDER = (
+    "open create", "mkdir", "mkdir set-id sticky", "rmdir", "unlink", "mkfifo", "mknod file", "mknod character device",
+    "symlink",
+)  # fmt: skip
+"""Those of the plain user's calls that ask for more than the search permission of the folder."""
+_SEARCH_MODES = (0o777, 0o333)
 _FOLDER_MODES = (0o777, 0o755, 0o1777, 0o2777, 0o333)
 
 
@@ -47,12 +54,11 @@ def outcome(call: Callable[[], object]) -> object:
 class Battery:
     """Runs one case after the other, each in an empty folder. They share one: making one costs most of a case."""
 
-    def __init__(self, root: Path, look: Callable[[Path], list[str]] = snapshot) -> None:
-        """`look`: what is said of the folder after each call, the folder's own line first."""
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._look = look
         self._count = 0
-        self._empty: Path | None = None
+        self._empty: tuple[Path, int] | None = None
+        """A folder that the next case may have, and its mode."""
 
     def case(
         self,
@@ -61,12 +67,12 @@ class Battery:
         call: Callable[[Path], object],
         *,
         uid: int = 0,
-        mode: int = _FOLDER_MODE,
+        mode: int = 0o755,
     ) -> Result:
         """Take an empty folder, prepare it as root, make the call (as user `uid`), and see."""
-        folder = self._folder()
+        folder = self._folder(mode & ~stat.S_ISGID)
         prepare(folder)
-        if mode != _FOLDER_MODE:
+        if mode & stat.S_ISGID:  # not before: what is made in the folder would have it too
             folder.chmod(mode)
         os.utime(folder, ns=(OLD_NS, OLD_NS))
         if uid:
@@ -78,33 +84,32 @@ class Battery:
             if uid:
                 os.seteuid(0)
                 os.setegid(0)
-        after = self._look(folder)
-        self._clear(folder)
+        found = list(walk(folder))
+        after = described(found)
+        self._clear(folder, found)
         return what, answer, after
 
-    def _folder(self) -> Path:
-        folder, self._empty = self._empty, None
-        if folder is None:
+    def _folder(self, mode: int) -> Path:
+        if self._empty is None:
             self._count += 1
-            folder = self._root / f"folder{self._count}"
-            folder.mkdir(_FOLDER_MODE)
+            folder, has = self._root / f"folder{self._count}", 0
+            folder.mkdir()
+        else:
+            folder, has = self._empty
+        if has != mode:
+            folder.chmod(mode)
         return folder
 
-    def _clear(self, folder: Path) -> None:
-        """Leave the folder as it was made, for the next case; or remove it, if the case has changed its owner."""
-        with os.scandir(folder) as entries:
-            for entry in list(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
-        seen = folder.stat()
-        if (seen.st_uid, seen.st_gid, seen.st_nlink) != (0, 0, 2):
+    def _clear(self, folder: Path, found: list[Found]) -> None:
+        """Leave the folder empty for the next case; or remove it too, if the case has changed its owner."""
+        for name, path, seen in reversed(found):
+            if name != ".":
+                (os.rmdir if stat.S_ISDIR(seen.st_mode) else os.unlink)(path)
+        own = found[0][2]
+        self._empty = folder, stat.S_IMODE(own.st_mode)
+        if (own.st_uid, own.st_gid) != (0, 0):
+            self._empty = None
             folder.rmdir()
-            return
-        if stat.S_IMODE(seen.st_mode) != _FOLDER_MODE:
-            folder.chmod(_FOLDER_MODE)
-        self._empty = folder
 
     def run(self) -> Iterator[Result]:
         yield from self._one_path()
@@ -145,8 +150,8 @@ class Battery:
         for name, call in TWO_PATHS.items():
             for first in MAKERS:
                 for second in MAKERS:
-                    if name == "rename contradiction" and not {first, second} & {"nothing", "file"}:
-                        continue  # refused before anybody looks what is there
+                    if name in _REFUSED_ONTO_ANY and first not in _FEW and second not in _FEW:
+                        continue
 
                     def prepare(folder: Path, first: str = first, second: str = second) -> None:
                         make(folder / "a", first)
@@ -178,7 +183,7 @@ class Battery:
     def _plain_user(self) -> Iterator[Result]:
         for mode in _FOLDER_MODES:
             for owner in (OWNER, OTHER):
-                for name in _PLAIN_CALLS:
+                for name in _PLAIN_CALLS if mode in _SEARCH_MODES else _CHANGES_FOLDER:
                     for kind in _PLAIN_KINDS:
                         call = ONE_PATH[name]
                         yield self.case(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
+
+Found = tuple[str, str, os.stat_result]
+"""(name below a folder, path, status)."""
 
 CONTENT: Final = b"some content"
 OLD_NS: Final = 1_000_000_000 * 10**9 + 123_456_789  # a time that no call of the battery happens to set
@@ -77,8 +80,8 @@ def make(path: Path, kind: str, *, owner: int = 0) -> None:
         os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
 
 
-def walk(folder: Path) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(name below the folder, path, status) of the folder, as ".", and of all below it, in the order of names."""
+def walk(folder: Path) -> Iterator[Found]:
+    """The folder, as ".", and all below it, in the order of names: a directory before what is in it."""
     yield ".", str(folder), os.lstat(folder)
     left = [""]
     found = []
@@ -93,10 +96,10 @@ def walk(folder: Path) -> Iterator[tuple[str, str, os.stat_result]]:
     yield from sorted(found, key=lambda entry: entry[0])
 
 
-def snapshot(folder: Path) -> list[str]:
-    """One line for each object below the folder and for itself: all that stat tells and two file systems share."""
+def described(found: Iterable[Found]) -> list[str]:
+    """One line for each object: all that stat tells and two file systems share."""
     lines = []
-    for name, path, seen in walk(folder):
+    for name, path, seen in found:
         size = seen.st_size if stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode) else "-"
         touched = "old" if seen.st_mtime_ns == OLD_NS else "new"
         number = f" {seen.st_rdev:#x}" if seen.st_rdev else ""
