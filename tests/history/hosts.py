@@ -88,9 +88,7 @@ class Host:
         device = self._setting.device_by(self.relay) if self.relay is not None and self._setting.device_by else None
         where = f"{self.name}-{self._lives}"
         before = self._client
-        self._mount = self._datastore.mount(
-            self.name, boot_id=boot, at=where, supervised=self._supervised, device=device
-        )
+        self._mount = self._boot(boot, where, device)
         self._pid = self._mount.pid
         if before is not None:
             before.recovered()
@@ -98,6 +96,19 @@ class Host:
         self._client = Client(self._site, self._mount.path, self.life, rng, writers=self._setting.writers)
         if start:
             self._client.start()
+
+    def _boot(self, boot: uuid.UUID | None, where: str, device: str | None) -> Mount:
+        """Mount, and again as long as the array does not answer: LIO makes logins wait for one that broke off."""
+        deadline = now() + LIMIT_S
+        while True:
+            try:
+                return self._datastore.mount(
+                    self.name, boot_id=boot, at=where, supervised=self._supervised, device=device
+                )
+            except AssertionError as error:
+                if "no answer to the login" not in str(error) or now() > deadline:
+                    raise
+                self._site.history.count("mounts that the array did not answer")
 
     def down(self) -> None:
         """Unmount in order, if it can be; nothing of the mount is left in any case."""
