@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from uuid import UUID
 
 import pytest
 
-from vmfs.cli.output import printable, seconds_text, show_fields, show_json, show_table, size_text
+from vmfs.cli.output import fitted, printable, seconds_text, show_fields, show_json, show_table, size_text
 
 
 def test_columns_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,3 +61,27 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 def test_sizes() -> None:
     assert (size_text(None), size_text(0), size_text(1536 << 20)) == ("-", "0 B", "1.5 GiB")
+
+
+def test_a_table_is_cut_to_the_terminal_and_to_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"hypervisor-{i}.rack-{i}.site-one.example.com-{'x' * 20}{i}" for i in range(8)]
+    rows = [(str(i), name, "1.2 s ago", "recovering by " + names[0]) for i, name in enumerate(names)]
+    headers = ("SLOT", "HOST", "HEARTBEAT", "STATE")
+    show_table(headers, rows, right=("SLOT", "HEARTBEAT"))
+    assert all(name in line for name, line in zip(names, capsys.readouterr().out.splitlines()[1:], strict=True))
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_table(headers, rows, right=("SLOT", "HEARTBEAT"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 80
+    assert all("1.2 s ago" in line for line in lines[1:])
+    assert len({line.split()[1] for line in lines[1:]}) == 8  # their ends tell them apart
+
+
+def test_columns_that_cannot_be_narrower_stay() -> None:
+    assert fitted([4, 30, 40], [4, 4, 5], 40) == [4, 18, 18]
+    assert fitted([4, 30], [4, 4], 5) == [4, 8]
+    assert fitted([4, 6], [4, 4], 80) == [4, 6]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +15,8 @@ from thin.size import format_size
 from vmfs.control.records import to_json
 
 NOTHING = "-"
+_GAP = "  "
+_CUT_LEAST = 8  # columns; less of a name says nothing
 
 
 def printable(text: str) -> str:
@@ -32,15 +36,43 @@ def show_json(members: Mapping[str, object]) -> None:
 
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under their headers; the columns named in `right` are aligned to the right (numbers)."""
+    """Print rows under their headers; the columns named in `right` are aligned to the right (numbers).
+
+    On a terminal a table that is too wide has its widest texts cut, which a "…" shows; elsewhere everything is printed.
+    """
     lines = [list(headers), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(headers))]
+    if sys.stdout.isatty():
+        least = [width if header in right else _width(header) for header, width in zip(headers, widths, strict=True)]
+        widths = fitted(widths, least, shutil.get_terminal_size().columns - len(_GAP) * (len(headers) - 1))
     for line in lines:
         cells = []
-        for header, cell, width in zip(headers, line, widths, strict=True):
+        for header, text, width in zip(headers, line, widths, strict=True):
+            cell = _cut(text, width)
             space = " " * (width - _width(cell))
             cells.append(space + cell if header in right else cell + space)
-        click.echo("  ".join(cells).rstrip())
+        click.echo(_GAP.join(cells).rstrip())
+
+
+def fitted(widths: Sequence[int], least: Sequence[int], total: int) -> list[int]:
+    """The widths of columns made smaller, the widest first, until they take `total` together; none below its `least`."""
+    fitting = list(widths)
+    while sum(fitting) > total:
+        wide = [i for i in range(len(fitting)) if fitting[i] > max(least[i], _CUT_LEAST)]
+        if not wide:
+            break
+        fitting[max(wide, key=lambda i: fitting[i])] -= 1
+    return fitting
+
+
+def _cut(text: str, width: int) -> str:
+    """The text in at most `width` columns: the beginning and the end of a longer one, which tell names apart."""
+    if _width(text) <= width:
+        return text
+    head, tail = width // 2, (width - 1) // 2
+    while _width(text[:head]) + _width(text[len(text) - tail :]) > width - 1:
+        head -= 1
+    return f"{text[:head]}…{text[len(text) - tail:]}"
 
 
 def show_fields(fields: Iterable[tuple[str, str | None]]) -> None:

@@ -48,8 +48,6 @@ class MeasuredPlane:
         self._read_seconds = meters.requests.labels("READ")
         self._write_seconds = meters.requests.labels("WRITE")
         self._errors = meters.request_errors
-        self._read_bytes = meters.bytes.labels("read")
-        self._written_bytes = meters.bytes.labels("write")
         self.kill_suidgid = plane.kill_suidgid
 
     def read(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
@@ -122,12 +120,10 @@ class MeasuredPlane:
         self._errors.labels(opcode, errno.errorcode.get(number, str(number))).inc()
 
     def _note_read(self, began: float, count: int) -> None:
-        self._read_seconds.observe(perf_counter() - began)
-        self._read_bytes.inc(count)
+        self._read_seconds.observe(perf_counter() - began, count)
 
     def _note_written(self, began: float, count: int) -> None:
-        self._write_seconds.observe(perf_counter() - began)
-        self._written_bytes.inc(count)
+        self._write_seconds.observe(perf_counter() - began, count)
 
 
 class MeasuredDispatcher(Dispatcher):

@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from vmfs.metrics.tally import Amounts, Latencies
+
 EVENT: Final = "event"
 """The attribute of a log record that names an event (`vmfs.events`)."""
 # Seconds. From what a page on a fast disk takes up to what makes guests complain (their disks time out at 30 s).
@@ -14,22 +16,24 @@ _FAST: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05
 
 
 class Meters:
-    """Counters and histograms in a registry. `prometheus_client` guards each with a lock; none is held over I/O."""
+    """Counters and histograms in a registry. `prometheus_client` guards its own with locks; what the data path counts
+    is in tallies, which have none."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
-        self.requests = Histogram(
-            "azekura_request_seconds", "Requests of the kernel, from taking one up to its answer", ["opcode"],
-            buckets=_FAST, registry=r,
-        )  # fmt: skip
+        self.requests = Latencies(
+            "azekura_request_seconds", "Requests of the kernel, from taking one up to its answer", ["opcode"], _FAST
+        )
         self.request_errors = Counter(
             "azekura_request_errors", "Requests that were answered with an error", ["opcode", "errno"], registry=r
         )
-        self.bytes = Counter("azekura_data_bytes", "Bytes of files read and written", ["direction"], registry=r)
-        self.io = Histogram(
-            "azekura_storage_seconds", "Reads, writes and flushes of the storage", ["kind", "operation"],
-            buckets=_FAST, registry=r,
-        )  # fmt: skip
+        moved = {"read": self.requests.labels("READ"), "write": self.requests.labels("WRITE")}
+        r.register(self.requests)
+        r.register(Amounts("azekura_data_bytes", "Bytes of files read and written", "direction", moved))
+        self.io = Latencies(
+            "azekura_storage_seconds", "Reads, writes and flushes of the storage", ["kind", "operation"], _FAST
+        )
+        r.register(self.io)
         self.io_errors = Counter("azekura_storage_errors", "Storage I/O that failed", ["kind", "operation"], registry=r)
         self.commits = Histogram(
             "azekura_commit_seconds", "Records written to the journal and flushed", buckets=_FAST, registry=r
