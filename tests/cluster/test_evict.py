@@ -28,7 +28,8 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*words: str) -> subprocess.Popen[str]:
-        code = "import sys, time; print('ready', flush=True); time.sleep(600)"
+        named = "from vmfs.cluster.evict import name_this_process as name; name(); " if words[0] == "mount" else ""
+        code = f"{named}import time; print('ready', flush=True); time.sleep(600)"
         process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -50,7 +51,7 @@ def slot_for(process: subprocess.Popen[str], **change: object) -> SlotRecord:
 
 @pytest.mark.expected_log("killing it before its slot is taken")
 def test_a_stopped_daemon_is_killed_and_gone(start: Start) -> None:
-    process = start("vmfsctl", "mount")
+    process = start("mount")
     record = slot_for(process)
     os.kill(process.pid, signal.SIGSTOP)
     me = HostIdentity.detect("esx2")
@@ -71,7 +72,7 @@ def test_a_stopped_daemon_is_killed_and_gone(start: Start) -> None:
     ids=str,
 )
 def test_a_process_that_is_not_the_slots_is_left_alone(start: Start, change: dict[str, object]) -> None:
-    process = start("vmfsctl", "mount")
+    process = start("mount")
     record = slot_for(process, **change)
     me = HostIdentity.detect("esx2")
     assert not may_evict(record, me)
@@ -80,7 +81,7 @@ def test_a_process_that_is_not_the_slots_is_left_alone(start: Start, change: dic
 
 
 def test_a_program_that_is_no_daemon_of_ours_is_left_alone(start: Start) -> None:
-    process = start("backup")
+    process = start("vmfsctl", "backup")
     me = HostIdentity.detect("esx2")
     assert not may_evict(slot_for(process), me)
     assert not evict(slot_for(process), me, "ds1")
@@ -88,7 +89,7 @@ def test_a_program_that_is_no_daemon_of_ours_is_left_alone(start: Start) -> None
 
 
 def test_a_simulated_machine_neither_kills_nor_is_killed(start: Start) -> None:
-    process = start("vmfsctl", "mount")
+    process = start("mount")
     boot = uuid.uuid4()
     simulated = replace(HostIdentity.detect("esx2", boot))
     for record in (slot_for(process), slot_for(process, boot_id=boot)):

@@ -21,8 +21,13 @@ from vmfs.ondisk.slot import SlotRecord
 
 WAIT_S: Final = 10.0  # for the end of a killed process: its threads may be in I/O that has a time limit of its own
 _POLL_S: Final = 0.01
-_DAEMON_WORD: Final = b"vmfs"  # in the command line of every process of ours that mounts
+_NAME: Final = b"vmfs-mount"  # of every process that serves a mount, as the kernel shows it (15 bytes at most)
 _log = logging.getLogger(__name__)
+
+
+def name_this_process() -> None:
+    """Have this process, which serves a mount and does nothing else, be known as one that may be killed for it."""
+    Path("/proc/self/comm").write_bytes(_NAME)
 
 
 def may_evict(record: SlotRecord, here: HostIdentity) -> bool:
@@ -35,7 +40,7 @@ def may_evict(record: SlotRecord, here: HostIdentity) -> bool:
         record.boot_id == here.boot_id == real_boot_id()
         and record.pid != os.getpid()
         and is_process_alive(record, here) is True
-        and _DAEMON_WORD in _command_line(record.pid)
+        and _name(record.pid) == _NAME
     )
 
 
@@ -76,8 +81,8 @@ def _wait(pidfd: int, record: SlotRecord, here: HostIdentity, deadline: float) -
     return True
 
 
-def _command_line(pid: int) -> bytes:
+def _name(pid: int) -> bytes:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_bytes().rstrip()
     except OSError:
         return b""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmfs.clock import Clock, SystemClock
+from vmfs.cluster.evict import name_this_process
 from vmfs.cluster.identity import HostIdentity
 from vmfs.cluster.locks import LockManager
 from vmfs.cluster.locktable import Tenure
@@ -359,6 +360,7 @@ def serve(options: MountOptions, ready: Callable[[], None], link: Link | None = 
             raise DeviceNotUsable(f"-o {name}", "is no mount option that this version knows")
     if link is None or link.fuse_fd is None:
         kernel.check_target(options.mountpoint)
+    name_this_process()
     with ExitStack() as stack:
         devices: list[Device] = []
         watchdog = None
