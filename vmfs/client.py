@@ -38,6 +38,8 @@ from vmfs.control.server import NAME_MAX_BYTES, peer_of
 from vmfs.errors import NameTooLong, NotAVmfsMount, VmfsError
 from vmfs.processes import ProcessEnd
 
+HAND_OVER_SECONDS: Final = 10.0  # for a host that waits for the file: it looks ten times a second
+ACCEPT_SECONDS: Final = 600.0  # in which a guest's memory, hundreds of GiB at most, moves over a network
 ANSWER_SECONDS: Final = 120.0  # several break times: an operation may wait while a dead host is recovered
 LIST_MAX_ITEMS: Final = 1 << 24  # a diff of 1 TiB in which every second block of 64 KiB has changed has half of that
 _BACKLOG_RETRY_SECONDS: Final = 0.02
@@ -146,6 +148,32 @@ class Mount:
                     raise NameTaken(text) from error
                 raise
         return from_json(int, made)
+
+    def hand_over(self, path: StrPath, host: str, *, wait_seconds: float = HAND_OVER_SECONDS) -> float:
+        """Give a file that is open for writing here, and its lock, to the host of that name, which has to `accept` it.
+
+        Returns for how many seconds writes here were held back. The open files of this host may read afterwards; their
+        writes fail with ESTALE. Raises NotARegularFile, PathUnusable; RemoteFailure when it was not handed over: then
+        it is writable here as before.
+        """
+        with self._pinned(path, regular=True) as found:
+            wait_ms = round(wait_seconds * 1000)
+            return from_json(float, self._ask("hand_over", inode=found.st_ino, host=host, wait_ms=wait_ms))
+
+    def accept(self, path: StrPath, *, wait_seconds: float = ACCEPT_SECONDS) -> None:
+        """Have this host wait for a file that another host has open for writing to be handed over to it.
+
+        Returns at once. Until the file has come, or `wait_seconds` are over, it can be opened for writing here; writes
+        wait for ten seconds at most, then they fail with ESTALE. Raises NotARegularFile, PathUnusable; RemoteFailure
+        when no other host holds it.
+        """
+        with self._pinned(path, regular=True) as found:
+            self._ask("accept", inode=found.st_ino, wait_ms=max(1, round(wait_seconds * 1000)))
+
+    def cancel_accept(self, path: StrPath) -> None:
+        """Wait for the file no more. RemoteFailure when it was not waited for."""
+        with self._pinned(path, regular=True) as found:
+            self._ask("accept", inode=found.st_ino, wait_ms=0)
 
     def recovery_plan(self, slot: int) -> RecoveryPlan:
         """What the recovery of a slot would be about. RemoteFailure when it is free, or there is no such slot."""

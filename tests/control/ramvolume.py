@@ -32,7 +32,7 @@ from vmfs.control.contract import (
     VolumeInfo,
 )
 from vmfs.control.server import ControlServer
-from vmfs.errors import DeviceNotUsable, SlotNotDead
+from vmfs.errors import DeviceNotUsable, HandOverFailed, SlotNotDead
 from vmfs.fuse.contract import ROOT_ID, Context, Negotiated
 from vmfs.fuse.mount import mount, unmount
 from vmfs.fuse.session import Session
@@ -81,6 +81,12 @@ class RamVolume:
         if incarnation != self.hosts()[1].incarnation:
             raise SlotNotDead(self.label, slot, "it has changed since you looked")
         return RecoveryReport(slot, "esx2", incarnation, None if discard_journal else 2, None, 1, 0.5)
+
+    def hand_over(self, inode: int, host: str, wait_seconds: float) -> float:
+        raise HandOverFailed(f"inode {inode}", f"no host {host!r} within {wait_seconds:g} s")
+
+    def accept(self, inode: int, wait_seconds: float) -> None:
+        raise HandOverFailed(f"inode {inode}", "no host has it")
 
     def locks(self, inode: int | None = None) -> Sequence[LockInfo]:
         with self.fs.lock:

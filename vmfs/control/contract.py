@@ -266,6 +266,14 @@ class VolumeService(Protocol):
         """Ranges (offset, length) in which file inode `new` may differ from `old`: sorted, disjoint, within `new`."""
         ...
 
+    def hand_over(self, inode: int, host: str, wait_seconds: float) -> float:
+        """Give a file that is open for writing here to the host of that name; how long writes were held back (s)."""
+        ...
+
+    def accept(self, inode: int, wait_seconds: float) -> None:
+        """Wait, in the background, for another host to hand the file over; 0: wait for it no more."""
+        ...
+
     def recovery_plan(self, slot: int) -> RecoveryPlan:
         """What the recovery of a slot is about."""
         ...

@@ -239,6 +239,12 @@ class ControlServer:
                 yield encode({"result": service.clone(source, parent, name, uid, gid)})
             case "diff":
                 yield from encode_list(service.diff(args.inode("old"), args.inode("new")))
+            case "hand_over":
+                inode, host, wait = args.inode("inode"), args.host("host"), args.number("wait_ms") / 1000
+                yield encode({"result": to_json(service.hand_over(inode, host, wait))})
+            case "accept":
+                service.accept(args.inode("inode"), args.number("wait_ms") / 1000)
+                yield encode({"result": None})
             case "recovery_plan":
                 yield encode({"result": to_json(service.recovery_plan(args.number("slot")))})
             case "recover":
@@ -281,6 +287,12 @@ class _Arguments:
 
     def optional_inode(self, key: str) -> int | None:
         return None if self._given.get(key) is None else self.inode(key)
+
+    def host(self, key: str) -> str:
+        value = self._given.get(key)
+        if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX_BYTES:
+            raise ProtocolError(f"argument {key} is not the name of a host")
+        return value
 
     def name(self, key: str) -> bytes:
         value = self._given.get(key)

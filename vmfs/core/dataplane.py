@@ -13,7 +13,7 @@ from collections.abc import Callable
 from errno import EBADF, EIO
 from typing import Final
 
-from vmfs.core.openfile import Handle, OpenFile, OpenFiles
+from vmfs.core.openfile import Handle, OpenFile, OpenFiles, handed_over
 from vmfs.core.silence import Silence
 from vmfs.core.slowwrite import NeedRoom, SlowWriter
 from vmfs.core.state import Core
@@ -28,6 +28,8 @@ log = logging.getLogger("vmfs.core")
 _OWN_WRITTEN: Final = 7  # state and INHERITED bits: see vmfs.core.views
 _ZEROS: Final = bytes(1 << 20)
 _LEASE_POLL_SECONDS: Final = 0.02
+WAITING_WRITE_SECONDS: Final = 10.0  # for a file that is to come: a guest writes when it runs, so it is as good as here
+_WAITING_POLL_SECONDS: Final = 0.002
 # What was refused, or may have been done in part, for want of a lease: with one it is done again, whole.
 _MADE_AGAIN: Final = (LeaseExpired, NotSentAgain, ReservationConflict)
 _STALE_RETRIES: Final = 8  # a reader whose map keeps growing too old under it (a LUN slower than that is broken)
@@ -47,6 +49,8 @@ class DataPlane:
     ) -> None:  # fmt: skip
         """`kill_setid(inode number)` clears the two bits of a file that has one of them."""
         self._legacy = legacy or Legacy()
+        self.expects: Callable[[OpenFile], bool] = lambda file: False
+        """Whether another host is to hand the file over to this one (`vmfs.core.handover`)."""
         self._kill_setid = kill_setid
         self._core = core
         self._now = core.clock.now
@@ -189,6 +193,8 @@ class DataPlane:
         """Write buf[:size]. Raises OSError; WouldBlock when room must be made first or the file's gate is closed."""
         handle = self._handles.get(fh)
         if handle is None or not handle.writes:
+            if handle is not None and self._is_to_come(handle):
+                raise WouldBlock
             raise self._not_writable(fh, handle)
         file = handle.file
         try:
@@ -210,7 +216,7 @@ class DataPlane:
         busy = self._busy
         busy[thread] = file
         try:
-            if file.gated:
+            if file.gated or not file.owned:
                 busy[thread] = None
                 raise WouldBlock
             if self._transactions.failure is not None:
@@ -258,10 +264,7 @@ class DataPlane:
 
     def write_slow(self, fh: int, buf: memoryview, offset: int, size: int) -> int:
         """As `write`, on a control thread: may wait, for room and for a lease that comes back."""
-        handle = self._handles.get(fh)
-        if handle is None or not handle.writes:
-            raise self._not_writable(fh, handle)
-        file = handle.file
+        file = self._writer(fh).file
 
         def write() -> int:
             self._slow.write(file, buf[:size], offset, may_wait=True)
@@ -274,9 +277,7 @@ class DataPlane:
 
     def append(self, fh: int, buf: memoryview, size: int, unique: int = 0) -> int:
         """Write at the file's end; returns where that was, -1 when it was done already. May wait."""
-        handle = self._handles.get(fh)
-        if handle is None or not handle.writes:
-            raise self._not_writable(fh, handle)
+        handle = self._writer(fh)
         try:
             with self._legacy.once(self._core, unique) as done:
                 return -1 if done else self._patiently(lambda: self._slow.append(handle.file, buf[:size]))
@@ -289,10 +290,27 @@ class DataPlane:
         if handle is not None and handle.file.setid:
             self._kill_setid(handle.file.number)
 
+    def _is_to_come(self, handle: Handle) -> bool:
+        return handle.waits and self.expects(handle.file)
+
+    def _writer(self, fh: int) -> Handle:
+        """The handle that may write, waited for when its file is to come from another host. Raises OSError."""
+        until: float | None = None
+        while True:
+            handle = self._handles.get(fh)
+            if handle is not None and handle.writes:
+                return handle
+            until = until or self._now() + WAITING_WRITE_SECONDS
+            if handle is None or not self._is_to_come(handle) or self._now() >= until:
+                raise self._not_writable(fh, self._handles.get(fh))
+            self._core.clock.sleep(_WAITING_POLL_SECONDS)
+
     @staticmethod
     def _not_writable(fh: int, handle: Handle | None) -> OSError:
         if handle is not None and handle.lost:
             return lost(handle.file.number)
+        if handle is not None and handle.waits:
+            return handed_over(handle.file.number)
         return OSError(EBADF, f"no file open for writing {fh}")
 
     def _failed_read(self, file: OpenFile, offset: int, error: VmfsError) -> OSError:

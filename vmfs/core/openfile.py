@@ -154,6 +154,11 @@ class OpenFile:
         self._inodes.forget(self.number)
 
 
+def handed_over(number: int) -> OSError:
+    """What a write ends in whose file another host has."""
+    return OSError(ESTALE, f"inode {number} was handed over to another host, or has not been handed over to this one")
+
+
 @dataclass(slots=True)
 class Handle:
     """An open file description."""
@@ -164,6 +169,8 @@ class Handle:
     """The pin on the file's lock of one that may write."""
     lost: bool = False
     """See `vmfs.core.succession`."""
+    waits: bool = False
+    """Opened for writing while the lock is another host's. See `vmfs.core.handover`."""
 
     @property
     def writes(self) -> bool:

@@ -14,6 +14,7 @@ from vmfs.cluster.locktable import Tenure
 from vmfs.core.attributes import Attributes, attr_of
 from vmfs.core.dataplane import DataPlane
 from vmfs.core.fileops import FileOps
+from vmfs.core.handover import FileHandOvers
 from vmfs.core.inodes import Inodes, stale
 from vmfs.core.namespace import Namespace, NewFile
 from vmfs.core.nodeids import is_of, nodeid_of, number_of
@@ -73,6 +74,8 @@ class FileSystem:
         self._fileops = fileops
         self._plane = plane
         self._reaper = reaper
+        self.hand_overs = FileHandOvers(core, inodes, files, attributes, self._legacy)
+        plane.expects = self.hand_overs.expects
         self.negotiated: Negotiated | None = None
         self._root_seen: AttrReply | None = None
 
@@ -106,6 +109,7 @@ class FileSystem:
         self.negotiated = negotiated
 
     def destroy(self) -> None:
+        self.hand_overs.close()
         if not self._core.membership.lease_valid(self._core.clock.now()):
             return  # nothing can be put in order; whoever holds a lock may hang in the storage
         for fh in list(self._files.handles):
@@ -237,8 +241,10 @@ class FileSystem:
             raise OSError(EROFS, "the mount is read-only")
         if (fh := self._legacy.opened.pop(ctx.unique, None)) is not None and fh in self._files.handles:
             return OpenReply(fh, cache_policy(flags))
-        handle = self._open_for_writing(inode, flags) if writes else self._open_for_reading(inode, flags)
-        fh = self._add(handle, ctx.unique)
+        fh = self._add(self._open(inode, flags, writes), ctx.unique)
+        while self._files.handles[fh].waits and not self.hand_overs.expects(inode):  # it has come meanwhile
+            self._close(fh)
+            fh = self._add(self._open(inode, flags, writes), ctx.unique)
         try:
             if truncates:
                 self._fileops.truncate(number, 0)
@@ -248,6 +254,15 @@ class FileSystem:
             self._close(fh)
             raise
         return OpenReply(fh, cache_policy(flags))
+
+    def _open(self, inode: Inode, flags: int, writes: bool) -> Handle:
+        if not writes:
+            return self._open_for_reading(inode, flags)
+        if self.hand_overs.expects(inode):
+            handle = self._open_for_reading(inode, flags)
+            handle.waits = True
+            return handle
+        return self._open_for_writing(inode, flags)
 
     def _add(self, handle: Handle, unique: int) -> int:
         with self._core.transactions.mutex:
@@ -327,12 +342,13 @@ class FileSystem:
         finally:
             with core.transactions.mutex:
                 self._legacy.drop(fh)
-                if handle.tenure is not None:
+                tenure, handle.tenure = handle.tenure, None  # unless it was handed over in this moment
+                if tenure is not None:
                     file.end_writing()
                 if not handle.lost:
                     self._files.put(file)
-            if handle.tenure is not None:
-                core.locks.unpin(handle.tenure)
+            if tenure is not None:
+                core.locks.unpin(tenure)
         with core.transactions.mutex:
             if not file.handles and (file.number, file.generation) in core.orphans.entries:
                 self._reaper.kick()

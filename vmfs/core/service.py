@@ -204,6 +204,17 @@ class Service:
         """Where two clones of one file differ."""
         return self._cloner.diff(old, new)
 
+    def hand_over(self, inode: int, host: str, wait_seconds: float) -> float:
+        """Give a file that is open for writing here to another host."""
+        return self._filesystem.hand_overs.hand_over(inode, host, wait_seconds)
+
+    def accept(self, inode: int, wait_seconds: float) -> None:
+        """Wait for another host to hand a file over to this one; with 0 seconds: wait for it no more."""
+        if wait_seconds:
+            self._filesystem.hand_overs.accept(inode, wait_seconds)
+        else:
+            self._filesystem.hand_overs.cancel(inode)
+
     def recovery_plan(self, slot: int) -> RecoveryPlan:
         """What the recovery of a slot is about."""
         return self._dead_hosts.plan(slot)

@@ -19,7 +19,7 @@ from typing import Final
 from vmfs.core.filemap import capacity
 from vmfs.core.groups import Run
 from vmfs.core.objects import InodeObject
-from vmfs.core.openfile import OpenFile, OpenFiles
+from vmfs.core.openfile import OpenFile, OpenFiles, handed_over
 from vmfs.core.space import Space
 from vmfs.core.state import Core
 from vmfs.core.transactions import Operation
@@ -154,6 +154,8 @@ class SlowWriter:
         return True
 
     def _write(self, file: OpenFile, data: memoryview, offset: int) -> None:
+        if not file.owned:  # it was handed over while this write waited
+            raise handed_over(file.number)
         core = self._core
         size = core.block_bytes
         first, last = offset // size, (offset + len(data) - 1) // size

@@ -71,6 +71,11 @@ class Legacy:
             file = handle.file
             self.table.put(LeftHandle(fh, file.number, file.generation, handle.flags, state, unique))
 
+    def turn(self, fh: int, state: HandleState) -> None:
+        """It may do something else from now on; the control mutex is held."""
+        if self.table is not None:
+            self.table.turn(fh, state)
+
     def drop(self, fh: int) -> None:
         """It is closed; the control mutex is held."""
         if self.table is not None:

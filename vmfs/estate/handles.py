@@ -97,7 +97,11 @@ class HandleTable:
 
     def lose(self, fh: int) -> None:
         """The file's lock was not held all the time."""
-        self._words[self._at(self._place[fh]) + _STATE] = HandleState.LOST
+        self.turn(fh, HandleState.LOST)
+
+    def turn(self, fh: int, state: HandleState) -> None:
+        """It may do something else from now on."""
+        self._words[self._at(self._place[fh]) + _STATE] = state
 
     def drop(self, fh: int) -> None:
         """It is closed."""
