@@ -380,7 +380,7 @@ def test_a_crash_at_every_step(victim: str) -> None:
     assert all(any(e in end for end in ends) for e in expected), "both ends must have been seen"
 
 
-@rounds(60)
+@rounds(25)
 def test_changes_of_mind_and_lost_answers(seed: int) -> None:
     lab = Lab(seed, fault_rate=0.15, moody=True)
     victim = lab.random.choice(("esx1", "esx2", None))
@@ -391,7 +391,7 @@ def test_changes_of_mind_and_lost_answers(seed: int) -> None:
         raise
 
 
-@rounds(6)
+@rounds(4)
 def test_over_disk_paxos_registers(seed: int) -> None:
     lab = Lab(seed, paxos=True, moody=True)
     victim = lab.random.choice(("esx1", "esx2", None))

@@ -154,7 +154,7 @@ def test_a_disk_moves_under_load_and_back(store: Datastore, hosts: tuple[Mount, 
     thief.start()
     try:
         here, there = one, two
-        for _ in range(4):
+        for _ in range(2):
             vmfsctl("locks", "accept", there / "moving")
             target = Guest(there / "moving", there.host)  # opened while the other one writes
             vmfsctl("locks", "hand-over", here / "moving", "--to", there.host)
