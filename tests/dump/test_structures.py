@@ -293,7 +293,7 @@ superblock: label volume generation created_ns compat ro_compat incompat block_b
     journal_bytes root_inode extent extents segments
 slot: slot state incarnation sequence host host_uuid boot_id pid start_ticks pid_namespace written_ns interval_us
     lease_us features recoverer_slot recoverer_incarnation requests
-lock: guards mode version stamp kept_until_asked waiter waiter_intent value holders
+lock: guards mode version stamp kept_until_asked waiter waiter_intent hand_over destination value holders
 paxos-sector: index mbal bal parent claimant record
 group: {_HEADER} group blocks free_blocks free_units used metadata quarantine
 chunk: {_HEADER} group units free_units used lock_blocks_at inodes

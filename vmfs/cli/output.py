@@ -55,7 +55,7 @@ def show_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
 
 
 def fitted(widths: Sequence[int], least: Sequence[int], total: int) -> list[int]:
-    """The widths of columns made smaller, the widest first, until they take `total` together; none below its `least`."""
+    """The widths made smaller, the widest first, until together they take `total`; none below its `least`."""
     fitting = list(widths)
     while sum(fitting) > total:
         wide = [i for i in range(len(fitting)) if fitting[i] > max(least[i], _CUT_LEAST)]

@@ -106,7 +106,9 @@ def lock_fields(record: LockRecord, slots: Incarnations) -> Fields:
         "guards": record.guards.name.lower(), "mode": record.mode.name.lower(), "version": record.version,
         "stamp": record.stamp, "kept_until_asked": bool(record.flags & FLAG_KEPT_UNTIL_ASKED),
         "waiter": None if record.waiter is None else _who(record.waiter, slots),
-        "waiter_intent": record.waiter_intent.name.lower(), "value": record.value.hex(),
+        "waiter_intent": record.waiter_intent.name.lower(), "hand_over": record.hand_over.name.lower(),
+        "destination": None if record.destination is None else _who(record.destination, slots),
+        "value": record.value.hex(),
         "holders": [_holder(h, slots) for h in record.all_holders],
     }  # fmt: skip
 
