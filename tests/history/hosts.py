@@ -35,6 +35,8 @@ class Setting:
     """Hosts count as machines of their own: nobody sees who lives."""
     fenced: bool
     """Whether a host may be stopped for longer than the break time: its late writes are refused, or it is killed."""
+    one_at_a_time: bool = False
+    """Never two hosts in trouble: an array of Linux 6.1 answered nobody after a host died amid PREEMPT AND ABORT."""
     device_by: Callable[[Relay], str] | None = None
     """The LUN's address by a relay; None: a file."""
 

@@ -33,6 +33,8 @@ class Nemesis:
             if broken:
                 self._do(broken[0], "mounts again after an error", broken[0].again)
             calm = self._calm()
+            if self._setting.one_at_a_time and len(calm) < len(self._hosts):
+                continue
             if len(calm) > 1 or (calm and self._random.random() < 0.1):  # now and then none is left
                 host = self._random.choice(calm)
                 self._do(host, *self._choose(host, [h for h in calm if h is not host]))

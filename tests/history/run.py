@@ -98,7 +98,7 @@ def run(
             datastore.expect(pattern)
         setting = Setting(
             lease_s, lease_s * (31 / 32 if mode == "lun" else 1.25), 2, apart=mode != "machine",
-            fenced=mode in ("machine", "lun"),
+            fenced=mode in ("machine", "lun"), one_at_a_time=mode == "lun",
             device_by=None if lun is None else lambda relay: lun.url_by(relay.portal),
         )  # fmt: skip
         made = [Host(datastore, site, setting, f"esx{n}", f"{seed}/{n}", relays[n]) for n in range(hosts)]
