@@ -16,8 +16,8 @@ from vmfs.ondisk.slot import SlotState
 from vmfs.volume import open_volume
 
 pytestmark = pytest.mark.expected_log(
-    r"the power was cut|mount failed|recovered host|recovery of host .* has failed|is not recovered|removing files|"
-    r"operator orders"
+    r"the power (was|is) cut|mount failed|recovered host|recovery of host .* has failed|is not recovered|"
+    r"removing files|operator orders|a lock could not be given up"
 )
 
 

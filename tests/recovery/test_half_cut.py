@@ -23,7 +23,10 @@ from vmfs.core.mounting import MountedVolume
 from vmfs.core.reaper import Reaper
 from vmfs.volume import open_volume
 
-pytestmark = pytest.mark.expected_log(r"the power (is|was) cut|recovered host|mount failed|is locked by|removing files")
+pytestmark = pytest.mark.expected_log(
+    r"the power (is|was) cut|recovered host|mount failed|is locked by|removing files|"
+    r"a lock could not be given up"
+)
 
 _SLOW_SECONDS = 0.5
 _WAIT_SECONDS = 30.0

@@ -11,7 +11,10 @@ from tests.crash.power import mount, new_volume
 from tests.crash.seeds import replay, rounds
 from tests.recovery.deaths import DyingDevice, recovered
 
-pytestmark = pytest.mark.expected_log(r"the power was cut|mount failed|recovered host|removing files|not answered")
+pytestmark = pytest.mark.expected_log(
+    r"the power was cut|mount failed|recovered host|removing files|"
+    r"a lock could not be given up|not answered"
+)
 
 _BYTES = 2 << 20
 

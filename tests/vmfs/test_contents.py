@@ -47,7 +47,7 @@ def _through_the_kernel(datastore: Datastore, seed: int, operations: int) -> Non
 def _check_empty(datastore: Datastore) -> None:
     """Clean, and all space is free again: no block and no layer was lost."""
     report = datastore.check()
-    assert re.search(r"\b0 layers\b.*\b0 data blocks", report), report
+    assert not re.search(r"layers|data blocks", report), report  # what there is none of is not counted
 
 
 def _in_process(datastore: Datastore, seed: int, operations: int) -> None:
