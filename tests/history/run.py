@@ -33,7 +33,7 @@ MODES: Final = ("apart", "machine", "paxos", "lun")
 # What hosts may say while such things are done to them. Never a traceback.
 _EXPECTED: Final = (
     r"recovered|lease|heartbeat|fenced|taken for dead|is locked by host|killing it|silent",
-    r"a connection is lost|its process was killed|may have had inode|answer",
+    r"a connection is lost|its process (was killed|ended with)|may have had inode|answer",
 )
 
 
