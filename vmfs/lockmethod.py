@@ -34,7 +34,7 @@ MEANINGS: Final[dict[int, str]] = {
     LockMethod.OFD_FILE: "a file stands in for the LUN: open-file-description locks on it hold between its openers",
     LockMethod.OFD_HOST: "a disk of this machine alone: open-file-description locks under /run hold on one machine",
     LockMethod.SCSI_CAW: "COMPARE AND WRITE: the LUN itself compares and writes in one step",
-    LockMethod.PAXOS: "Disk-Paxos, as format found no compare-and-write, or was told so: plain reads and writes alone",
+    LockMethod.PAXOS: "Disk-Paxos by plain reads and writes: format found no compare-and-write to rely on, or was told so",
 }
 
 
@@ -62,7 +62,7 @@ def choose(devices: Sequence[Device], wanted: LockMethod | None) -> Choice:
         return Choice(wanted, "asked for")
     lacking = next((d.name for d in devices if d.lock_methods()[:1] in ((), (LockMethod.PAXOS,))), None)
     if lacking is not None:
-        return Choice(LockMethod.PAXOS, f"{lacking} has no compare-and-write that works")
+        return Choice(LockMethod.PAXOS, f"{lacking} has no compare-and-write to rely on")
     first, *others = (d.lock_methods() for d in devices)
     for method in first:
         if method is not LockMethod.PAXOS and all(method in usable for usable in others):

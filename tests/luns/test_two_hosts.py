@@ -84,7 +84,9 @@ def lun(request: pytest.FixtureRequest) -> Lun:
 
 @pytest.fixture(scope="module")
 def datastore(lun: Lun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LunDatastore]:
-    with datastore_on(lun, tmp_path_factory.mktemp("hosts"), "--lease", str(LEASE_SECONDS)) as made:
+    # On LIO Disk-Paxos would be chosen (see docs/iscsi.md): it is asked for what other arrays are used with.
+    method = ("--lock-method", "ats") if lun.has_compare_and_write else ()
+    with datastore_on(lun, tmp_path_factory.mktemp("hosts"), "--lease", str(LEASE_SECONDS), *method) as made:
         yield made
 
 

@@ -45,7 +45,9 @@ def test_two_hosts_share_directories_and_files(datastore: Datastore) -> None:
     wanted = {f"{n}{i}" for n in "ab" for i in range(20)}
     for mount in (one, two):
         until("all names", lambda m=mount: {p.name for p in m.path.iterdir()} == wanted, _LONG_SECONDS)
-        assert all((mount / n).read_bytes() == n[0].encode() * 5000 for n in wanted)
+        for name in wanted:  # data follows its name within a second
+            whole = name[0].encode() * 5000
+            until("its content", lambda p=mount / name, c=whole: p.read_bytes() == c, _LONG_SECONDS)
     (one / "a0").unlink()
     (two / "b0").rename(two / "a1")
     until("the change", lambda: not (two / "a0").exists() and not (one / "b0").exists(), _LONG_SECONDS)

@@ -46,6 +46,7 @@ class Comparer:
         self._read = read
         self._block_bytes = facts.capacity.block_bytes
         self._advertised_blocks = facts.limits.compare_and_write_blocks
+        self._forgets_exclusion = facts.forgets_exclusion
         self._sector_bytes = sector_bytes
         self._size_bytes = size_bytes
         self._read_only = read_only
@@ -88,6 +89,10 @@ class Comparer:
         return True
 
     def _prove(self) -> bool:
+        if self._forgets_exclusion and self._advertised_blocks > 0:
+            # It has the command; and this one, sent before this host is registered, might be refused. The mount proves
+            # it when it has registered.
+            return True
         at = PROBE_OFFSET if PROBE_OFFSET + self._sector_bytes <= self._size_bytes else 0
         content = self._read(at, self._sector_bytes)
         other = bytes(byte ^ 0xFF for byte in content)

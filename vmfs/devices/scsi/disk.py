@@ -119,7 +119,11 @@ class ScsiDisk:
     def lock_methods(self) -> tuple[LockMethod, ...]:
         """As the contract; the first call issues the proof. Raises DeviceError when that has no clear outcome."""
         self._check_open()
-        return (LockMethod.SCSI_CAW, LockMethod.PAXOS) if self._comparer.works() else (LockMethod.PAXOS,)
+        if not self._comparer.works():
+            return (LockMethod.PAXOS,)
+        if self._facts.forgets_exclusion:
+            return (LockMethod.PAXOS, LockMethod.SCSI_CAW)
+        return (LockMethod.SCSI_CAW, LockMethod.PAXOS)
 
     def use_lock_method(self, method: LockMethod) -> None:
         usable = self.lock_methods()

@@ -29,6 +29,14 @@ class LunFacts:
     can_reserve: bool
     """It has persistent reservations of the kind that fencing needs, or says so at least."""
 
+    @property
+    def forgets_exclusion(self) -> bool:
+        """Whether its COMPARE AND WRITEs exclude each other no more once one was refused by RESERVATION CONFLICT.
+
+        Linux LIO (seen with 6.1): the refusal releases a lock that the command never took. See docs/iscsi.md.
+        """
+        return self.identity.vendor == "LIO-ORG"
+
 
 def meet(transport: ScsiTransport) -> LunFacts:
     """Ask a LUN what it is. DeviceNotUsable for what is no disk, DeviceError when it does not answer sensibly."""

@@ -75,7 +75,11 @@ class ScsiBlockDevice(BlockDevice):
         """As the contract; the first call issues the proof. Raises DeviceError when that has no clear outcome."""
         self._live_fd()
         everywhere = (LockMethod.PAXOS, *self._methods)
-        return (LockMethod.SCSI_CAW, *everywhere) if self._comparer.works() else everywhere
+        if not self._comparer.works():
+            return everywhere
+        if self._facts.forgets_exclusion:
+            return (LockMethod.PAXOS, LockMethod.SCSI_CAW, *self._methods)
+        return (LockMethod.SCSI_CAW, *everywhere)
 
     def use_lock_method(self, method: LockMethod) -> None:
         usable = self.lock_methods()
