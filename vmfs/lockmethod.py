@@ -34,7 +34,7 @@ MEANINGS: Final[dict[int, str]] = {
     LockMethod.OFD_FILE: "a file stands in for the LUN: open-file-description locks on it hold between its openers",
     LockMethod.OFD_HOST: "a disk of this machine alone: open-file-description locks under /run hold on one machine",
     LockMethod.SCSI_CAW: "COMPARE AND WRITE: the LUN itself compares and writes in one step",
-    LockMethod.PAXOS: "Disk-Paxos by plain reads and writes: format found no compare-and-write to rely on, or was told so",
+    LockMethod.PAXOS: "Disk-Paxos by plain reads and writes: format found no other to rely on, or was told so",
 }
 
 
