@@ -12,6 +12,7 @@ from tests.core.ramhost import BLOCK, CONTEXT, RamVolume
 from vmfs.core.nodeids import number_of
 from vmfs.errors import DeviceError
 from vmfs.fuse.contract import ROOT_ID, SetAttr
+from vmfs.ondisk.inode import inode_address
 from vmfs.ondisk.lock import Guards
 from vmfs.ondisk.node import ADDRESS_MASK
 from vmfs.ondisk.slot import RequestKind
@@ -116,3 +117,27 @@ def test_a_reader_of_a_file_that_another_host_removes_sees_no_zeros(ram: RamVolu
         read_for_long()
     two.fs.release(node, reader, os.O_RDONLY)
     one.close(node, fh)
+
+
+def test_a_torn_block_is_not_called_damaged_while_the_storage_fails(
+    ram: RamVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = ram.host("esx1"), ram.host("esx2")
+    node, fh = one.create("disk")
+    one.fs.fsync(CONTEXT, node, fh, False)
+    one.close(node, fh)
+    read = two.core.io.read
+
+    def torn(address: int, length: int) -> bytes:
+        block = read(address, length)
+        return block[:-512] + b"\xff" * 512 if address == inode_address(number_of(node)) else block
+
+    def fail(*_: object, **__: object) -> None:
+        raise DeviceError("ram", "read", 0, 512, "the answer was lost")
+
+    monkeypatch.setattr(two.core.io, "read", torn)
+    monkeypatch.setattr(two.core.locks, "acquire", fail)
+    with pytest.raises(DeviceError):
+        two.fs.getattr(CONTEXT, node, None)
+    monkeypatch.undo()
+    two.fs.getattr(CONTEXT, node, None)

@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 from vmfs.cluster.locktable import Tenure
 from vmfs.core.state import Core
-from vmfs.errors import DamagedBlock, DeviceError, LockedByOther
+from vmfs.errors import DamagedBlock, LockedByOther
 from vmfs.events import event_of
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
@@ -66,7 +66,7 @@ class UnlockedReader:
         """The outcome of `walk`, which reads inode `number` or what lies below it; DamagedBlock only if it stays so.
 
         `unchanged` raises Changed when the inode is not what the walk started from; without it, the inode itself is
-        what is read. The caller holds the control mutex only if this host holds the inode's lock.
+        what is read. The caller holds the control mutex only if this host holds the inode's lock. Raises DeviceError.
         """
         clock = self._core.clock
         until: float | None = None
@@ -109,9 +109,10 @@ class UnlockedReader:
                 self._core.locks.unpin(tenure)
 
     def _acquire(self, address: int) -> Tenure | None:
-        """The lock, or None: a host that lives keeps it, or it cannot be read.
+        """The lock, or None: a host that lives keeps it, or it is damaged itself.
 
-        A holder whose heartbeat stands still may be dead: it is waited for until it would be broken.
+        A holder whose heartbeat stands still may be dead: it is waited for until it would be broken. Raises
+        DeviceError: while the storage fails nothing is known about the block that was to be looked at.
         """
         core = self._core
         until = core.clock.now() + 2 * core.membership.timers.break_s
@@ -123,7 +124,7 @@ class UnlockedReader:
                 if core.clock.now() >= until or self._beats(address, slots):
                     log.debug("volume %s: %s", core.name, error)
                     return None
-            except (DamagedBlock, DeviceError) as error:
+            except DamagedBlock as error:
                 log.debug("volume %s: %s", core.name, error)
                 return None
 
