@@ -231,6 +231,7 @@ class Signals:
         self._unmount = unmount
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._serving = False
+        self._interrupted = False
         self._thread: threading.Thread | None = None
         self._before = {number: signal.getsignal(number) for number in self.HANDLED}
         self._hangup = signal.getsignal(signal.SIGHUP)
@@ -256,9 +257,12 @@ class Signals:
         self._thread = threading.Thread(target=self._obey, name="signals")
         self._thread.start()
         self._serving = True
+        if self._interrupted:  # where Python drops exceptions (a finalizer, a weak reference's callback)
+            os.write(self._writing, b"!")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._serving:
+            self._interrupted = True
             raise KeyboardInterrupt
         if self._writing >= 0:
             with contextlib.suppress(BlockingIOError):  # thousands of signals are waiting already
