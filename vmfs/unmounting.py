@@ -21,7 +21,6 @@ WAIT_SECONDS: Final = 60.0  # flush and release need a few heartbeats; a slow LU
 STUCK_WAIT_SECONDS: Final = 5.0  # when the storage does not answer: nothing can be put in order
 STUCK: Final = "its storage does not answer; it writes nothing more, and ends when the storage answers or fails"
 USERS_SHOWN: Final = 10
-_SILENT_USER: Final = "whoever waits for its process, which does not answer"
 
 
 def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_SECONDS) -> int | None:
@@ -48,11 +47,7 @@ def unmount(mountpoint: str, *, lazy: bool = False, wait_seconds: float = WAIT_S
             kernel.unmount(target, lazy=lazy)
         except MountBusy:
             silent = asked is not None and asked.state == STATE_SILENT
-            users = _users_text(target, silent=silent)
-            if users != _SILENT_USER:
-                raise BusyMount(target, users) from None
-            # No process answers, and nobody but this question to it is in the way: it goes with this process.
-            kernel.unmount(target, lazy=True)
+            raise BusyMount(target, _users_text(target, silent=silent)) from None
         stuck = asked is not None and asked.info is not None and asked.info.mount.lease_remaining_seconds <= 0
         if stuck:
             wait_seconds = min(wait_seconds, STUCK_WAIT_SECONDS)
@@ -77,7 +72,7 @@ def _users_text(target: str, *, silent: bool) -> str:
     if len(users) > USERS_SHOWN:
         texts.append(f"{len(users) - USERS_SHOWN} more processes")
     if silent:
-        texts.append(_SILENT_USER)
+        texts.append("whoever waits for its process, which does not answer")
     return ", ".join(texts) or "something that /proc does not show (another pid namespace, a kernel service)"
 
 
