@@ -141,3 +141,25 @@ def test_a_torn_block_is_not_called_damaged_while_the_storage_fails(
         two.fs.getattr(CONTEXT, node, None)
     monkeypatch.undo()
     two.fs.getattr(CONTEXT, node, None)
+
+
+def test_a_group_whose_quarantine_is_waited_for_is_given_to_nobody(ram: RamVolume) -> None:
+    """It would begin anew with each host that takes the group: on a full volume all would wait for ever."""
+    host = ram.host("esx1")
+    host.volume.space.ensure(1)
+    core = host.core
+    index, held = next(iter(core.groups.held.items()))
+    lock = core.geometry.group_lock_address(index)
+    with core.transactions.mutex:
+        core.groups.keep(core.clock.now() + 3600)
+    core.locks.on_request(1, RequestKind.ASK_RELEASE, lock, 0)
+    file = host.create("made from it")  # which takes as long as giving it up would
+    assert core.groups.held.get(index) is held
+    assert not held.asked
+    with core.transactions.mutex:
+        core.groups.keep(0.0)
+    end = time.monotonic() + 20
+    while core.groups.held.get(index) is held and time.monotonic() < end:
+        time.sleep(0.01)
+    assert core.groups.held.get(index) is not held
+    host.close(*file)

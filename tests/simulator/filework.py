@@ -97,7 +97,7 @@ class FileWork(Worker):
         if end > known:
             pushes.append((file.size, end))
         world.writing[file.uid] = world.writing.get(file.uid, 0) + 1
-        for clone in world.cloning.get(file.uid, ()):
+        for clone in self.model.cloning.get(file.uid, ()):
             self._may_be_in(clone, first, count, token, end)
         try:
             with self._change(f"write {token} to file {file.uid} sectors {first}+{count}", pushes, in_part=True):
@@ -171,7 +171,7 @@ class FileWork(Worker):
 
     def _cut(self, file: FileModel, node: int, size: int) -> None:
         world = self.world
-        if world.writing.get(file.uid) or world.cloning.get(file.uid) or file.uid in world.truncating:
+        if world.writing.get(file.uid) or self.model.cloning.get(file.uid) or file.uid in world.truncating:
             return
         pushes = [(r, 0) for n, r in file.sectors.items() if n * SECTOR >= size]
         pushes.append((file.size, size))

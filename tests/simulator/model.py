@@ -75,6 +75,8 @@ class Model:
         self.by_node: dict[tuple[int, int], FileModel] = {}
         self.writers: dict[int, int] = {0: 0}
         """By token: the file that the write was made to."""
+        self.cloning: dict[int, list[FileModel]] = {}
+        """By file: the clones of it that are just being made."""
         self._next = 0
         self.origin = Change("format", None, 0.0, 0.0)
 
@@ -113,6 +115,9 @@ class Model:
                 register.crashed(process)
         for register in self.names.values():
             register.crashed(process)
+        for uid, clones in self.cloning.items():
+            for made in clones:  # whoever clones waits for a dead host's recovery, perhaps
+                self.copy_into(made, self.files[uid])
 
     # -- reading ------------------------------------------------------------------------------------------------
 

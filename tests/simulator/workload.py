@@ -155,7 +155,7 @@ class Client(FileWork):
         assert file.node is not None
         made = self.model.new_file(Change("clone", self.process, self.world.now))
         self.model.copy_into(made, file)
-        under_way = self.world.cloning.setdefault(file.uid, [])
+        under_way = self.model.cloning.setdefault(file.uid, [])
         under_way.append(made)
         root = self.volume.core.volume.superblock.root_inode
         directory = root if new[0] == 0 else number_of(self.world.subdirectory)

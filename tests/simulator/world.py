@@ -100,7 +100,6 @@ class World:
         self.busy_names: set[tuple[int, bytes]] = set()
         self.open_for_writing: dict[Process, list[FileModel]] = {}
         self.writing: dict[int, int] = {}
-        self.cloning: dict[int, list[FileModel]] = {}
         self.truncating: set[int] = set()
         self.last_changer: dict[int, object] = {}
 

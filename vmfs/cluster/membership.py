@@ -89,7 +89,7 @@ class Membership:
         self.standing = Standing(fence or NoFence(), region, volume_name, self._suspend)
         self.recovery = Recovery(
             region, identity, self.watcher, clock, volume_name, self._holder_if_any, self.check_lease,
-            self.standing.fence,
+            self.standing.fence, settle_s=timers.quarantine_us / 1e6,  # which outlasts a write on its way: P + F < Q
         )
         self.snapshot: RegionSnapshot | None = None
         self.lease_deadline: float = -math.inf

@@ -58,8 +58,12 @@ class Recovery:
         me: Callable[[], Holder | None],
         check_lease: Callable[[], None],
         fence: Fence | None = None,
+        *,
+        settle_s: float = 0.0,
     ) -> None:
+        """`settle_s`: how long a write of this mount that has failed may still be on its way (F of A1), at the most."""
         self._fence = fence or NoFence()
+        self._settle_s = settle_s
         self._region = region
         self._identity = identity
         self._watcher = watcher
@@ -69,6 +73,8 @@ class Recovery:
         self._check_lease = check_lease
         self._mutex = threading.Lock()
         self._begun: dict[int, Holder] = {}
+        self._unsettled: dict[int, float] = {}
+        """By slot: until when a write of its replay that has failed may land."""
 
     def proof(self, view: SlotView, now: float) -> DeathProof | None:
         """Why this slot is dead, as far as this host can tell at `now`; None when it lives, is free, or who knows."""
@@ -187,9 +193,17 @@ class Recovery:
         for slot in slots:
             self.hand_back(slot)
 
+    def disturbed(self, slot: int) -> None:
+        """A write of the replay may have failed. It may still land, over what others write there once the slot is free:
+        so this mount does not let go of the slot before it can land no more."""
+        with self._mutex:
+            self._unsettled[slot] = self._clock.now() + self._settle_s
+
     def _leave_recovering(self, slot: int, turn: Callable[[SlotRecord], SlotRecord]) -> None:
         with self._mutex:
             begun = self._begun.get(slot)
+            until = self._unsettled.pop(slot, 0.0)
+        self._clock.sleep(until - self._clock.now())
         view = self._region.read(slot)
         record = view.require()
         if begun is None or record.recoverer != self._me() or record.holder != begun:

@@ -56,6 +56,8 @@ class HeldGroup:
     """Writes into promised blocks and inodes in the making: the group cannot be given up meanwhile."""
     asked: bool = False
     """Another host wants it: nothing more is promised from it."""
+    kept_until: float = 0.0
+    """An operation waits for what it has in quarantine: it is given to nobody before."""
     chunks: dict[int, ChunkObject] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
     """Chunks whose heads cannot be read: nothing is allocated from them, and nothing freed."""
@@ -150,6 +152,16 @@ class Groups:
     def next_quarantine_end(self) -> float | None:
         """When the next freed blocks become allocatable; None when none wait."""
         return min((ready for h in self.held.values() for ready, _ in h.waiting), default=None)
+
+    def keep(self, until: float) -> None:
+        """Give no group to another host before `until` (Clock.now() seconds), but those that were asked for already.
+
+        For whoever waits for a quarantine: it would begin anew with each host that takes the group, and hosts that
+        want one group all the time would all wait for ever.
+        """
+        for held in self.held.values():
+            if not held.asked:
+                held.kept_until = until
 
     def promise(self, count: int, goal: int) -> list[Run]:
         """Up to `count` blocks, in few runs, near address `goal` (0: anywhere). Fewer when fewer are there."""

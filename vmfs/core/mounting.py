@@ -301,6 +301,8 @@ class MountedVolume:
         held = self._held_group(tenure)
         if held is None:
             return True
+        if self.core.clock.now() < held.kept_until:
+            return False
         held.asked = True
         self.core.groups.end_quarantines()
         return not held.pins

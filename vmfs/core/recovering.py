@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from vmfs.clock import Clock
+from vmfs.cluster.casio import STORAGE_ERRORS
 from vmfs.cluster.lockio import LockSectors
 from vmfs.cluster.membership import Membership
 from vmfs.cluster.recovery import DeathProof
@@ -138,6 +139,8 @@ class SlotRecoverer:
             )
             raise
         except VmfsError as error:
+            if isinstance(error, STORAGE_ERRORS) and getattr(error, "operation", "") != "read":
+                core.membership.recovery.disturbed(slot)
             with contextlib.suppress(VmfsError):  # it stays this host's, then, to be tried again
                 self._give_back(found.dead, error)
             raise

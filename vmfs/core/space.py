@@ -31,6 +31,7 @@ UNITS_PER_OPERATION: Final = 8  # no operation needs more units than: two inodes
 _READ_BYTES: Final = 1 << 20
 _ASK_SECONDS_MIN: Final = 0.2
 _COUNTS_SECONDS: Final = 0.5  # for which other hosts' free counts are believed
+_KEPT_SECONDS: Final = 1.0  # for which a group is kept beyond a quarantine that is waited for: a busy machine is slow
 _COUNTING_SHARE: Final = 0.05  # of the time may go into reading them: a very large volume is counted less often
 _POLL_SECONDS: Final = 0.05  # of a full volume, for space that comes back
 
@@ -156,33 +157,46 @@ class Space:
         """
         core = self._core
         with self._taking:
-            self._refresh_old()
-            asked = waiting = False
-            while True:
+            try:
+                self._take_until(enough, worth, wanted, ready_too)
+            finally:
                 with core.transactions.mutex:
-                    core.transactions.check()
-                    core.groups.end_quarantines()
-                    if enough():
-                        return
-                    ready = [t for t in (core.groups.next_quarantine_end(), ready_too()) if t is not None]
-                if self._take_another(worth, 0.0):
-                    continue
-                if not asked:
-                    asked = True
-                    self.refresh()
-                elif self._take_another(worth, self._ask_seconds):
-                    asked = False
-                elif ready:
-                    core.clock.sleep(max(_POLL_SECONDS / 5, min(ready) - core.clock.now()))
-                else:
-                    if not waiting:
-                        waiting = True
-                        self._returning.begin()
-                    core.transactions.settle()  # frees that are still on their way: their quarantine begins
-                    self.refresh()
-                    if self._returning.is_over(self._free_seen):
-                        raise NoSpace(f"volume {core.name}", wanted)
-                    core.clock.sleep(max(_POLL_SECONDS, self._counting_s / _COUNTING_SHARE))
+                    core.groups.keep(0.0)
+
+    def _take_until(
+        self, enough: Callable[[], bool], worth: Callable[[int], bool], wanted: str,
+        ready_too: Callable[[], float | None],
+    ) -> None:  # fmt: skip
+        core = self._core
+        self._refresh_old()
+        asked = waiting = False
+        while True:
+            with core.transactions.mutex:
+                core.transactions.check()
+                core.groups.end_quarantines()
+                if enough():
+                    return
+                ready = [t for t in (core.groups.next_quarantine_end(), ready_too()) if t is not None]
+            if self._take_another(worth, 0.0):
+                continue
+            if not asked:
+                asked = True
+                self.refresh()
+            elif self._take_another(worth, self._ask_seconds):
+                asked = False
+            elif ready:
+                with core.transactions.mutex:
+                    core.groups.keep(min(ready) + _KEPT_SECONDS)
+                core.clock.sleep(max(_POLL_SECONDS / 5, min(ready) - core.clock.now()))
+            else:
+                if not waiting:
+                    waiting = True
+                    self._returning.begin()
+                core.transactions.settle()  # frees that are still on their way: their quarantine begins
+                self.refresh()
+                if self._returning.is_over(self._free_seen):
+                    raise NoSpace(f"volume {core.name}", wanted)
+                core.clock.sleep(max(_POLL_SECONDS, self._counting_s / _COUNTING_SHARE))
 
     @property
     def _ask_seconds(self) -> float:

@@ -25,6 +25,7 @@ from vmfs.errors import DamagedBlock, LockedByOther
 from vmfs.events import event_of
 from vmfs.ondisk.header import METADATA_BLOCK_BYTES
 from vmfs.ondisk.lock import Guards, LockMode
+from vmfs.ondisk.slot import SlotState
 
 log = logging.getLogger("vmfs.core")
 
@@ -111,8 +112,9 @@ class UnlockedReader:
     def _acquire(self, address: int) -> Tenure | None:
         """The lock, or None: a host that lives keeps it, or it is damaged itself.
 
-        A holder whose heartbeat stands still may be dead: it is waited for until it would be broken. Raises
-        DeviceError: while the storage fails nothing is known about the block that was to be looked at.
+        A holder whose heartbeat stands still may be dead: it is waited for until it would be broken, and recovered.
+        Raises LockedByOther when that takes longer, and DeviceError: while the storage fails, too, nothing is known
+        about the block that was to be looked at.
         """
         core = self._core
         until = core.clock.now() + 2 * core.membership.timers.break_s
@@ -121,19 +123,25 @@ class UnlockedReader:
             try:
                 return core.locks.acquire(address, Guards.INODE, LockMode.SHARED, wait=CONFIRM_WAIT_SECONDS)
             except LockedByOther as error:
-                if core.clock.now() >= until or self._beats(address, slots):
+                if self._beats(address, slots):
                     log.debug("volume %s: %s", core.name, error)
                     return None
+                if core.clock.now() >= until:
+                    raise
             except DamagedBlock as error:
                 log.debug("volume %s: %s", core.name, error)
                 return None
 
     def _beats(self, address: int, slots: dict[int, bytes]) -> bool:
-        """Whether a holder of the lock has changed its slot since the first call, which fills `slots`."""
+        """Whether a holder of the lock has changed its slot since the first call, which fills `slots`.
+
+        A dead one's slot changes, too: with each step of its recovery.
+        """
         core = self._core
         for holder in core.locks.peek(address).all_holders:
-            raw = core.membership.read_slot(holder.slot).raw
-            if slots.setdefault(holder.slot, raw) != raw:
+            view = core.membership.read_slot(holder.slot)
+            lives = view.record is not None and view.record.state is SlotState.LIVE
+            if slots.setdefault(holder.slot, view.raw) != view.raw and lives:
                 return True
         return False
 
