@@ -58,6 +58,7 @@ def test_a_seed_is_the_same_run_in_every_process(mode: str) -> None:
     first = digest(1)
     assert first.count("digest ") == 3
     assert first == digest(2)
+    assert all(World(seed, mode).run().digest in first for seed in (3, 4, 5))
 
 
 @pytest.mark.parametrize("rule", CAUGHT_BY)
