@@ -115,7 +115,10 @@ class FileWork(Worker):
         change = Change(f"write {token}", self.process, self.world.now)
         for number in range(first, first + count):
             clone.sector(number).candidates.append(Candidate(token, change))
-        clone.size.candidates.append(Candidate(max(end, *clone.size.values()), change))
+        known = clone.size.values()
+        for size in dict.fromkeys(max(end, value) for value in known):
+            if size not in known:
+                clone.size.candidates.append(Candidate(size, change))
 
     def _put(self, fh: int, data: bytes, offset: int) -> None:
         buffer = memoryview(bytearray(data) + bytes(BUFFER_SLACK_BYTES))

@@ -237,6 +237,5 @@ CAUGHT_BY: Final[dict[str, tuple[str, int, str]]] = {
     "R4": ("plain", 52, "nothing has happened but a common stall"),
     "R5": ("plain", 5, "lock: checksum does not match"),
     "R5-flush": ("plain", 10, "marked used and used by nothing"),
-    "R9": ("plain", 153, "is 50, not one of [0]"),
     "R12": ("plain", 60, "sees name a in 0 as 0"),
 }
