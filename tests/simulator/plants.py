@@ -195,11 +195,6 @@ def _r12_in_place() -> list[Patch]:
     return [(recovering, "replay_in_place", claim_only)]
 
 
-def _r12_torn() -> list[Patch]:
-    """Metadata that was read without its lock is believed, torn or not."""
-    return [(header, "checksum_matches", lambda block: True)]
-
-
 PLANTS: Final[dict[str, Callable[[], list[Patch]]]] = {
     "R1": _r1,
     "R2": _r2,
@@ -214,7 +209,6 @@ PLANTS: Final[dict[str, Callable[[], list[Patch]]]] = {
     "R10": _r10,
     "R11": _r11,
     "R12": _r12_in_place,
-    "R12-torn": _r12_torn,
 }
 
 
@@ -232,10 +226,20 @@ def planted(rule: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-# Rule: (mode, seed that catches its plant, a part of what the oracle says then).
-CAUGHT_BY: Final[dict[str, tuple[str, int, str]]] = {
-    "R4": ("plain", 52, "nothing has happened but a common stall"),
-    "R5": ("plain", 5, "lock: checksum does not match"),
-    "R5-flush": ("plain", 10, "marked used and used by nothing"),
-    "R12": ("plain", 60, "sees name a in 0 as 0"),
+# Rule: the mode and the seed that caught its plant when this was written. Every change of the product changes what
+# happens in a seed: where one does not catch its plant any more, others are tried before a rule counts as not tested.
+CAUGHT_BY: Final[dict[str, tuple[str, int]]] = {
+    "R1": ("plain", 1),
+    "R2": ("reservations", 95),
+    "R3": ("reservations", 7),
+    "R4": ("plain", 52),
+    "R5": ("plain", 5),
+    "R5-flush": ("plain", 10),
+    "R6": ("reservations", 220),
+    "R7": ("plain", 6),
+    "R8": ("plain", 32),
+    "R9": ("plain", 42),
+    "R10": ("plain", 19),
+    "R11": ("plain", 2),
+    "R12": ("plain", 6),
 }
