@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -163,3 +164,41 @@ def test_a_group_whose_quarantine_is_waited_for_is_given_to_nobody(ram: RamVolum
         time.sleep(0.01)
     assert core.groups.held.get(index) is not held
     host.close(*file)
+
+
+@pytest.mark.expected_log("is left out|nothing is allocated from")
+def test_storage_that_fails_for_a_moment_leaves_no_group_and_no_chunk_out_for_good(
+    ram: RamVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ram.host("esx1")
+    node, fh = one.create("disk")
+    one.close(node, fh)
+    one.volume.leave()
+    ram.hosts.clear()
+    host = ram.host("esx2")
+    core, failures = host.core, [1, 1]
+
+    def failing(read: Callable[[int, int], object]) -> Callable[[int, int], object]:
+        def once(*arguments: int) -> object:
+            if failures:
+                failures.pop()
+                raise DeviceError("ram", "read", 0, 512, "the answer was lost")
+            return read(*arguments)
+
+        return once
+
+    monkeypatch.setattr(core.store, "group", failing(core.store.group))
+    monkeypatch.setattr("vmfs.core.space._LEFT_OUT_SECONDS", 0.0)
+    first = host.volume.space._start
+    assert not host.volume.space._take_usable(first, 1.0)
+    failures.clear()
+    assert host.volume.space._take_usable(first, 1.0), "one error of the storage, and the group is left out for good"
+    failures.append(1)
+    monkeypatch.setattr(core.store, "chunk", failing(core.store.chunk))
+    with core.transactions.mutex:
+        place = core.units.promise_inode()
+        if place is not None:
+            core.units.take_back_inode(place)
+    host.fs.unlink(CONTEXT, ROOT_ID, b"disk")
+    host.volume.reaper.finish_all()
+    assert not core.orphans.entries, "one error of the storage, and nothing in the chunk can be freed"

@@ -80,6 +80,10 @@ class Chaos:
             # Without fencing the gap between check and submission must be shorter than P: no pause fits into it.
             world.scheduler.after(0.0003, lambda: self._pause(victim, seconds))
             return
+        if world.lun.reserves and world.rng.random() < 0.5:
+            self._troubled(seconds + self._lease)
+            victim.pause_at_write = seconds  # the worst moment: all is checked, and nothing submitted
+            return
         self._troubled(seconds)
         victim.pause()
         world.scheduler.after(seconds, victim.resume)
@@ -179,6 +183,7 @@ class Chaos:
             for process in machine.processes:
                 process.path.heal()
             if machine.process is not None:
+                machine.process.pause_at_write = 0.0
                 machine.process.resume()
         for machine in world.machines:
             if machine.process is None:

@@ -97,6 +97,8 @@ class Process:
         self.alive = True
         self.paused = False
         self.parked: list[Task] = []
+        self.pause_at_write = 0.0
+        """For so many seconds it stands still when it is next about to submit a write."""
         self.tasks: list[Task] = []
         self.volume: MountedVolume | None = None
         self.left = False

@@ -158,6 +158,11 @@ class Path:
             scheduler.sleep(lun.rng.random() * lun.timing.submit_delay)
         else:
             scheduler.give_way()
+        if self.process.pause_at_write and kind in CHANGES:
+            seconds, self.process.pause_at_write = self.process.pause_at_write, 0.0
+            self.process.pause()
+            scheduler.after(seconds, self.process.resume)
+            scheduler.give_way()
         task.at_submission = False
         io = Io(0, self, kind, offset, length, data, expected, action, scheduler.now, task=task)
         self.inflight.add(io)

@@ -9,6 +9,7 @@ waits, so it is called without the control mutex.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ UNITS_PER_OPERATION: Final = 8  # no operation needs more units than: two inodes
 _READ_BYTES: Final = 1 << 20
 _ASK_SECONDS_MIN: Final = 0.2
 _COUNTS_SECONDS: Final = 0.5  # for which other hosts' free counts are believed
+_LEFT_OUT_SECONDS: Final = 5.0  # for which a group is passed over that the storage did not read
 _KEPT_SECONDS: Final = 1.0  # for which a group is kept beyond a quarantine that is waited for: a busy machine is slow
 _COUNTING_SHARE: Final = 0.05  # of the time may go into reading them: a very large volume is counted less often
 _POLL_SECONDS: Final = 0.05  # of a full volume, for space that comes back
@@ -46,7 +48,8 @@ class Space:
         self._taking = threading.Lock()
         self._free_seen: list[int] = []
         self._units_seen: list[int] = []
-        self._damaged: set[int] = set()
+        self._left_out: dict[int, float] = {}
+        """Groups that could not be taken up, and until when they are passed over."""
         self._counts_expire = -1e18
         self._counting_s = 0.0
         self._returning = Returning(core)
@@ -214,13 +217,15 @@ class Space:
 
     def _take_usable(self, index: int, wait: float) -> bool:
         """As `take`, for a group of which there are others: False, too, of one that cannot be read."""
-        if index in self._damaged:
+        now = self._core.clock.now()
+        if self._left_out.get(index, now) > now:
             return False
         try:
             return self.take(index, wait)
         except (DamagedBlock, DeviceError) as error:
             log.error("volume %s: resource group %d is left out: %s", self._core.name, index, error)
-            self._damaged.add(index)
+            # Damage stays until it is mended; the storage may have failed for a moment only.
+            self._left_out[index] = math.inf if isinstance(error, DamagedBlock) else now + _LEFT_OUT_SECONDS
             return False
 
     # -- operations that allocate metadata ---------------------------------------------------------

@@ -198,7 +198,8 @@ class Units:
             held.chunks[address] = self._store.chunk(address, held.obj.group.index)
         except (DamagedBlock, DeviceError) as error:
             log.error("nothing is allocated from the metadata chunk at %#x: %s", address, error)
-            held.damaged.add(address)
+            if isinstance(error, DamagedBlock):  # what the storage did not read, it may read the next time
+                held.damaged.add(address)
 
     def _free_units_of(self, held: HeldGroup, chunk: ChunkObject) -> int:
         taken = chunk.head.used | self._inode_places(chunk) | held.promised_units.get(chunk.address, 0)
@@ -251,6 +252,8 @@ class Units:
         bits = ((1 << count) - 1) << unit
         if head in held.damaged:
             raise DamagedBlock(head, "this metadata chunk's head cannot be read, so nothing in it can be freed")
+        if chunk is None and held.obj.group.meta >> self._geometry.group_of(head)[1] & 1:
+            chunk = held.chunks[head] = self._store.chunk(head, group)
         if chunk is None or bits & ~chunk.head.used:
             raise DamagedBlock(address, "is freed and was not allocated")
         op.touch(chunk)
